@@ -1,0 +1,165 @@
+"""The abstractions. Everything else in this package is an implementation of one of these, or the loop that joins them.
+
+A **Source** gives windows of experience, **Transforms** add views to them, an **Objective** turns a window into named
+losses in one or more **Phases**, the Learner applies them, **Targets** follow, **Evaluators** judge.
+
+Three rules hold everywhere: a TensorDict crosses every boundary; nobody writes into a TensorDict they were given; every
+random number comes from a generator that was passed in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from tensordict import TensorDict
+from torch import Generator, Tensor, nn
+from torchrl.data import Composite
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Chooses actions."""
+
+    def act(self, td: TensorDict, explore: bool) -> TensorDict:
+        """Return a new TensorDict with "action" [B, A] for the "observation" (and "z") in ``td`` of batch size [B]."""
+        ...
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A dataset, replay store, vector environment, or a mixture of them."""
+
+    spec: Composite
+    """One step, without a batch dimension."""
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        """Draw windows: batch size [B], leaves [B, T, ...], on the source's device, a function of ``generator`` only."""
+        ...
+
+    def attach(self, policy: Policy | None) -> None:
+        """Give interactive sources the policy to collect with; fixed data ignores it."""
+        ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """Masks, augmentation, action chunks, task sampling: whatever needs nothing but the batch and a generator."""
+
+    def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
+        """Return a new TensorDict with more entries."""
+        ...
+
+
+class Encoder(nn.Module, ABC):
+    """Perception: turns an observation into tokens. Built as ``Encoder(spec, **choices)``."""
+
+    dim: int
+    """Width D of tokens and of the pooled latent."""
+    grid: tuple[int, ...]
+    """(T, H, W) for video, (H, W) for images and BEV, (columns,) for a table, () for a state."""
+
+    @abstractmethod
+    def forward(self, obs: TensorDict, keep: Tensor | None = None) -> TensorDict:
+        """Encode ``obs`` of batch size [B].
+
+        Args:
+            obs: the "observation" entry of a batch, leaves [B, ...].
+            keep: int64 [B, K] token indices on ``grid`` to encode, -1 for padding; None encodes all of them.
+
+        Returns:
+            "tokens" [B, N or K, D] and "pooled" [B, D].
+        """
+
+
+class Target(nn.Module, ABC):
+    """A module that follows another one and never gets a gradient. Built as ``Target(online, **choices)``."""
+
+    @abstractmethod
+    def forward(self, *args: Any) -> Any:
+        """Call the followed module: no gradient, evaluation mode."""
+
+    @abstractmethod
+    def update(self, step: int) -> None:
+        """Follow the online module after optimizer step ``step``."""
+
+
+class Phase(NamedTuple):
+    """One backward pass and one optimizer step."""
+
+    name: str
+    loss: Callable[[TensorDict], TensorDict]
+    """Maps a batch to {"loss": {name: scalar}, "stat": {name: scalar}}."""
+    params: dict[str, list[nn.Parameter]]
+    """Named groups: each may have its own learning rate or weight decay in the config."""
+    every: int = 1
+    """Run this phase on every n-th step."""
+
+
+class Objective(nn.Module, ABC):
+    """What is minimised: an agent, a self-supervised method, or several together. Built as ``Objective(spec, ...)``."""
+
+    window: int
+    """Rows of experience each sample needs."""
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of one update, in order."""
+
+    def transforms(self) -> tuple[Transform, ...]:
+        """What this objective needs added to a batch: its noise, masks, chunks. Configured transforms run before."""
+        return ()
+
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """Compute, without gradient and once an update, what all phases share and what needs the networks.
+
+        TD-JEPA draws its task vectors here: the critic and the actor of one update must see the same ones.
+        """
+        return batch
+
+
+class Evaluator(Protocol):
+    """Judges an objective. Owns its data and its generators; touches neither training state nor training randomness."""
+
+    name: str
+    every: int
+    """Steps between two evaluations; 0 evaluates at the end only."""
+
+    def __call__(self, objective: Objective, step: int) -> TensorDict:
+        """Return scalars under names like "task1/success"; pictures and tables go under "media"."""
+        ...
+
+
+# --- capabilities: what an evaluator may ask of an objective ------------------------------------------------------
+@runtime_checkable
+class Embeds(Protocol):
+    """Has a representation that probes and monitors can look at."""
+
+    def embed(self, obs: TensorDict) -> TensorDict:
+        """Return one entry for each representation, each [B, D]."""
+        ...
+
+
+@runtime_checkable
+class ZeroShot(Policy, Protocol):
+    """Solves a task it was never trained on, given samples of its reward or a goal."""
+
+    def infer_task(self, obs: TensorDict, reward: Tensor | None = None, goal: TensorDict | None = None) -> Tensor:
+        """Return the task vector z [d].
+
+        Args:
+            obs: [N] observations reached (next observations), which define the distribution of states.
+            reward: [N] reward of reaching each of them; or
+            goal: one observation, batch size [], to be reached.
+        """
+        ...
+
+
+@runtime_checkable
+class Dynamics(Protocol):
+    """Predicts latents from actions."""
+
+    def imagine(self, latent: Tensor, actions: Tensor) -> Tensor:
+        """Roll out ``latent`` [B, D] under ``actions`` [B, S, H, A]; returns [B, S, H, D]."""
+        ...

@@ -1,0 +1,32 @@
+"""Every TensorDict key that crosses a boundary, with its shape, dtype and unit.
+
+B is the batch, T the window, N tokens, D a latent dimension. A *row* at time t holds the observation at t, the action
+taken from it, and the reward and ``terminated`` flag that this action led to; a window of two rows replaces stored
+next-observations.
+"""
+
+from __future__ import annotations
+
+# --- a row of experience, leaves [B, T, ...] ---------------------------------------------------------------------
+OBSERVATION = "observation"  # nested TensorDict, one entry a modality
+STATE = "state"  # float32 [..., S], physical units of the simulator
+PIXELS = "pixels"  # uint8 [..., C, H, W], 0..255, frames stacked along C
+ACTION = "action"  # float32 [..., A], within [-1, 1]
+REWARD = "reward"  # float32 [...]
+TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a trajectory's end)
+
+# --- simulator state, for relabelling with any reward; never an input of a network ----------------------------------
+PHYSICS = "physics"  # nested TensorDict: "qpos", "qvel" float64 [..., n]; "button_states" int64 [..., n]
+
+# --- what encoders return ---------------------------------------------------------------------------------------
+TOKENS = "tokens"  # float [B, N, D]
+POOLED = "pooled"  # float [B, D]
+
+# --- tasks and randomness, added by transforms ------------------------------------------------------------------
+TASK = "z"  # float [B, d]; norm sqrt(d); the only thing that is ever called z
+NOISE = "noise"  # nested TensorDict: every random number one update needs, drawn by a transform
+
+# --- what a phase's loss returns --------------------------------------------------------------------------------
+LOSS = "loss"  # nested TensorDict of scalars, each with a weight in the config
+STAT = "stat"  # nested TensorDict of scalars, logged only
+MEDIA = "media"  # what an evaluator adds for the report: pictures, tables
