@@ -1,0 +1,64 @@
+"""What every test shares: one thread, fixed seeds, annotations checked while tests run, the real data where present."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two OpenMP threads on a busy core are slower than one
+os.environ.setdefault("RL_WARNINGS", "0")  # torchrl announces missing optional parts otherwise
+if "MUJOCO_GL" not in os.environ:  # read when mujoco is imported, which fails if the renderer's library is missing
+    try:
+        ctypes.CDLL("libEGL.so.1")
+        os.environ["MUJOCO_GL"] = "egl"
+    except OSError:
+        os.environ["MUJOCO_GL"] = "disabled"
+
+from jaxtyping import install_import_hook
+
+# Checks arguments and results of every function against their annotations. It must come before the first import of our
+# packages; compiled whole graphs trace through it. JAXTYPING_DISABLE=1 leaves it out (saves ~3 s of start-up).
+install_import_hook(["worldmodels", "agents", "envs", "perception"], "beartype.beartype")
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same numbers in every run, whatever order pytest-randomly chose."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data beside the repository; the test is skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the real data in {SHARED_DATA}")
+    return SHARED_DATA
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip gpu tests where no GPU is."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
