@@ -1,0 +1,78 @@
+"""Writing files so that a crash, a kill or a full disk never leaves half a file behind."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskFullError(OSError):
+    """The disk, the quota or the file size limit is exhausted; the message is one line for the user."""
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn "no space left" inside the block into one clear line about ``path``.
+
+    Raises:
+        DiskFullError: instead of an OSError that says the disk, quota or size limit is exhausted.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            reason = os.strerror(error.errno or 0)
+            message = f"cannot write {os.fspath(path)}: {reason}. Free some space, then go on with resume=true"
+            raise DiskFullError(message) from error
+        raise
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; its folder is created. Text is written as UTF-8.
+        data: the whole content.
+
+    Raises:
+        DiskFullError: if there is no room; the old file is then untouched.
+    """
+    target = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. Numbers that are not finite become null, as JSON has none."""
+    atomic_write(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not (-float("inf") < value < float("inf")):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
