@@ -28,30 +28,34 @@ from torch import Tensor
 
 MAX_LENGTH = 2000
 """Characters an expression may have."""
-MAX_DEPTH = 20
-"""How deep it may nest; far below Python's own limit, so that no input can exhaust the stack."""
+MAX_NESTING, MAX_DEPTH = 30, 100
+"""How deep text may nest and its tree may grow; far below Python's own limit, so that no input exhausts the stack."""
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)"
     r"|(?P<sign>\*\*|<=|>=|==|!=|[-+*/<>()\[\],:]))"
 )
 _COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
+_BINDING = {"or": 1, "and": 2, **dict.fromkeys(_COMPARISONS, 4), "+": 5, "-": 5, "*": 6, "/": 6}
+_NOT = 3
 _WORDS = ("and", "or", "not")
 _CONSTANTS = {"pi": math.pi}
 _ANY = 1_000_000
+# fmt: off
 _ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "exp": torch.exp, "abs": torch.abs, "sqrt": torch.sqrt, "log": torch.log, "sin": torch.sin, "cos": torch.cos,
     "tanh": torch.tanh,
-}  # fmt: skip
+}
 _OVER_LAST_AXIS: dict[str, Callable[[Tensor], Tensor]] = {
     "norm": lambda x: torch.linalg.vector_norm(x, dim=-1), "sum": lambda x: x.sum(-1), "mean": lambda x: x.mean(-1),
     "min": lambda x: x.amin(-1), "max": lambda x: x.amax(-1),
-}  # fmt: skip
+}
 _BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div, "**": torch.pow,
     "<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "==": torch.eq, "!=": torch.ne,
     "and": torch.logical_and, "or": torch.logical_or, "min": torch.minimum, "max": torch.maximum,
-}  # fmt: skip
+}
+# fmt: on
 _ARITY = {name: (1, 1) for name in (*_ELEMENTWISE, "norm", "sum", "mean")}
 _ARITY |= {"min": (1, _ANY), "max": (1, _ANY), "where": (3, 3), "clip": (3, 3)}
 
@@ -78,22 +82,20 @@ class Reward:
             ValueError: for an unknown name, shapes that do not fit, more than one number a state, or a value that is
                 not finite.
         """
-        batch = {tensor.shape[0] for tensor in fields.values() if tensor.dim() > 0}
-        if len(batch) != 1 or any(tensor.dim() == 0 for tensor in fields.values()):
+        batch = {tensor.shape[:1] for tensor in fields.values()}
+        if len(batch) != 1 or batch == {torch.Size([])}:
             shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in fields.items())
             raise ValueError(f"fields must be [N, ...] with one N; given: {shapes or 'none'}")
-        num = batch.pop()
-        device = next(iter(fields.values())).device
-        value = _Evaluation(self.text, fields, device).value(self._root)
+        (num,) = batch.pop()
+        value = _Evaluation(self.text, fields, next(iter(fields.values())).device).value(self._root)
         if value.dim() > 1:
-            given = ["N", *value.shape[1:]]
-            _fail(self.text, f"the expression gives [{', '.join(map(str, given))}]; a reward is one number a state: "
-                  "wrap it in norm(...) or sum(...), or index it")  # fmt: skip
+            shape = ", ".join(map(str, ["N", *value.shape[1:]]))
+            hint = "a reward is one number a state: wrap it in norm(...) or sum(...), or index it"
+            _fail(self.text, f"the expression gives [{shape}]; {hint}")
         result = value.expand(num).to(torch.float32)
         finite = torch.isfinite(result)
         if not bool(finite.all()):
-            first = int((~finite).nonzero()[0])
-            count = int((~finite).sum())
+            first, count = int((~finite).nonzero()[0]), int((~finite).sum())
             _fail(self.text, f"not finite for {count} of {num} states (first: {float(result[first])} at state {first})")
         return result.clone()
 
@@ -140,7 +142,7 @@ def _suggest(name: str, known: list[str], what: str) -> str:
 
 
 class _Parser:
-    """Recursive descent, one method a precedence level, loosest first."""
+    """Recursive descent, with precedence climbing for the operators."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -169,31 +171,29 @@ class _Parser:
     def parse(self) -> _Node:
         if len(self.tokens) == 1:
             _fail(self.text, "the expression is empty; for example exp(-norm(qpos[:2] - [4, 8]))")
-        root = self._or()
-        if self._kind() != "end":
+        root = self._expression()
+        if self.tokens[self.next][0] != "end":
             self._expected("an operator or the end")
         return root
-
-    # token helpers
-    def _kind(self) -> str:
-        return self.tokens[self.next][0]
 
     def _at(self) -> int:
         return self.tokens[self.next][2]
 
-    def _is(self, *signs: str) -> bool:
+    def _sign(self) -> str:
         kind, word, _ = self.tokens[self.next]
-        return kind == "sign" and word in signs
+        return word if kind == "sign" else ""
+
+    def _is(self, *signs: str) -> bool:
+        return self._sign() in signs
 
     def _take(self) -> str:
         self.next += 1
         return self.tokens[self.next - 1][1]
 
     def _accept(self, sign: str) -> bool:
-        if self._is(sign):
-            self.next += 1
-            return True
-        return False
+        is_next = self._is(sign)
+        self.next += is_next
+        return is_next
 
     def _expect(self, sign: str) -> None:
         if not self._accept(sign):
@@ -204,76 +204,53 @@ class _Parser:
 
     def _node(self, op: str, start: int, *children: _Node, **rest: object) -> _Node:
         depth = 1 + max((child.depth for child in children), default=0)
-        if depth > 5 * MAX_DEPTH:
+        if depth > MAX_DEPTH:
             _fail(self.text, "too many operations in one expression")
         return _Node(op, start, children, depth=depth, **rest)  # type: ignore[arg-type]
 
-    # levels
-    def _left(self, level: Callable[[], _Node], *signs: str) -> _Node:
-        node = level()
-        while self._is(*signs):
-            start = self._at()
-            node = self._node(self._take(), start, node, level())
-        return node
-
-    def _or(self) -> _Node:
+    def _expression(self, binding: int = 0) -> _Node:
+        """Precedence climbing: take every operator that binds tighter than ``binding``."""
         self.nesting += 1
-        if self.nesting > MAX_DEPTH:
-            _fail(self.text, f"nested deeper than {MAX_DEPTH}", self._at())
-        node = self._left(self._and, "or")
+        if self.nesting > MAX_NESTING:
+            _fail(self.text, f"nested deeper than {MAX_NESTING}", self._at())
+        start = self._at()
+        if binding < _NOT and self._accept("not"):
+            left = self._node("not", start, self._expression(_NOT - 1))
+        else:
+            left = self._unary()
+        while _BINDING.get(self._sign(), 0) > binding:
+            if self._is(*_COMPARISONS):
+                left = self._comparison(left)
+            else:
+                start, sign = self._at(), self._take()
+                left = self._node(sign, start, left, self._expression(_BINDING[sign]))
         self.nesting -= 1
-        return node
+        return left
 
-    def _and(self) -> _Node:
-        return self._left(self._not, "and")
-
-    def _not(self) -> _Node:
-        starts = []
-        while self._is("not"):
-            starts.append(self._at())
-            self._take()
-        node = self._comparison()
-        for start in reversed(starts):
-            node = self._node("not", start, node)
-        return node
-
-    def _comparison(self) -> _Node:
-        left = self._sum()
+    def _comparison(self, left: _Node) -> _Node:
         whole: _Node | None = None
         while self._is(*_COMPARISONS):  # a < b < c means a < b and b < c
-            start = self._at()
-            sign = self._take()
-            right = self._sum()
+            start, sign = self._at(), self._take()
+            right = self._expression(_BINDING[sign])
             link = self._node(sign, start, left, right)
             whole = link if whole is None else self._node("and", start, whole, link)
             left = right
         return whole or left
 
-    def _sum(self) -> _Node:
-        return self._left(self._product, "+", "-")
-
-    def _product(self) -> _Node:
-        return self._left(self._unary, "*", "/")
-
     def _unary(self) -> _Node:
-        signs = []
-        while self._is("-", "+"):
-            signs.append((self._at(), self._take()))
-        node = self._power()
-        for start, sign in reversed(signs):
-            node = self._node("negate", start, node) if sign == "-" else node
-        return node
-
-    def _power(self) -> _Node:
-        node = self._postfix()
-        if self._is("**"):
-            start = self._at()
-            self._take()
-            self.nesting += 1
-            if self.nesting > MAX_DEPTH:
-                _fail(self.text, f"nested deeper than {MAX_DEPTH}", start)
-            node = self._node("**", start, node, self._unary())
-            self.nesting -= 1
+        """Signs and powers bind from the right: -2 ** -3 ** 2 is -(2 ** -(3 ** 2)). Collected first, then folded."""
+        parts: list[tuple[list[str], int, _Node]] = []
+        while not parts or self._accept("**"):
+            start, signs = self._at(), []
+            while self._is("-", "+"):
+                signs += self._take()
+            parts.append((signs, start, self._postfix()))
+        node: _Node | None = None
+        for signs, start, base in reversed(parts):
+            node = base if node is None else self._node("**", start, base, node)
+            for _ in range(signs.count("-")):
+                node = self._node("negate", start, node)
+        assert node is not None
         return node
 
     def _postfix(self) -> _Node:
@@ -293,9 +270,10 @@ class _Parser:
 
     def _integer(self) -> int | None:
         negative = self._accept("-")
-        if self._kind() == "number" and self.tokens[self.next][1].isascii() and self.tokens[self.next][1].isdigit():
-            digits = self._take()
-            return (-1 if negative else 1) * min(int(digits[:12]), _ANY)
+        kind, word, _ = self.tokens[self.next]
+        if kind == "number" and word.isascii() and word.isdigit():
+            self._take()
+            return (-1 if negative else 1) * int(word[:12])
         if negative or not self._is(":", "]"):
             self._expected("an integer; an index is a plain number, not an expression")
         return None
@@ -313,7 +291,7 @@ class _Parser:
                 _fail(self.text, f"'{word}' is a function: write {word}(...)", start)
             return self._node("name", start, name=word)
         if self._accept("("):
-            node = self._or()
+            node = self._expression()
             self._expect(")")
             return node
         if self._accept("["):
@@ -327,16 +305,15 @@ class _Parser:
         arguments = self._arguments(")")
         low, high = _ARITY[name]
         if not low <= len(arguments) <= high:
-            needed = f"{low}" if low == high else f"{low} or more"
-            _fail(self.text, f"{name} takes {needed} argument{'s' if low > 1 else ''}, given {len(arguments)}", start)
+            _fail(self.text, f"{name} takes {low} argument{'s' if low > 1 else ''}, given {len(arguments)}", start)
         return self._node("call", start, *arguments, name=name)
 
     def _arguments(self, closing: str) -> list[_Node]:
         if self._is(closing):
             self._expected("at least one value")
-        arguments = [self._or()]
+        arguments = [self._expression()]
         while self._accept(","):
-            arguments.append(self._or())
+            arguments.append(self._expression())
         self._expect(closing)
         return arguments
 
@@ -355,7 +332,7 @@ class _Evaluation:
 
     def value(self, node: _Node) -> Tensor:
         if node.op == "number":
-            return torch.tensor([node.number], dtype=torch.float64, device=self.device)
+            return self._constant(node.number)
         if node.op == "name":
             return self._name(node)
         values = [self.value(child) for child in node.children]
@@ -363,26 +340,26 @@ class _Evaluation:
             return self._select(node, values[0])
         if node.op == "list":
             return self._list(node, values)
-        if node.op == "negate":
-            return -values[0]
-        if node.op == "not":
-            return (values[0] == 0).double()
+        if node.op in ("negate", "not"):
+            return -values[0] if node.op == "negate" else (values[0] == 0).double()
         if node.op == "call":
             return self._call(node, values)
         return _BINARY[node.op](*self._align(node, values)).double()
+
+    def _constant(self, number: float) -> Tensor:
+        return torch.tensor([number], dtype=torch.float64, device=self.device)
 
     def _name(self, node: _Node) -> Tensor:
         if node.name in self.fields:
             return self.fields[node.name].detach().to(torch.float64)
         if node.name in _CONSTANTS:
-            return torch.tensor([_CONSTANTS[node.name]], dtype=torch.float64, device=self.device)
+            return self._constant(_CONSTANTS[node.name])
         _fail(self.text, _suggest(node.name, [*self.fields, *_CONSTANTS], "name"), node.start)
 
     def _select(self, node: _Node, value: Tensor) -> Tensor:
         if value.dim() == 1:
             _fail(self.text, "this is one number a state and has no index", node.start)
-        size = value.shape[-1]
-        first, last = node.bounds
+        size, (first, last) = value.shape[-1], node.bounds
         if node.op == "index":
             if not -size <= (first or 0) < size:
                 _fail(self.text, f"index {first} of a vector of length {size}; use 0 to {size - 1}", node.start)
