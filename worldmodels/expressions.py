@@ -26,10 +26,11 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-MAX_LENGTH = 2000
-"""Characters an expression may have."""
-MAX_NESTING, MAX_DEPTH = 30, 100
-"""How deep text may nest and its tree may grow; far below Python's own limit, so that no input exhausts the stack."""
+MAX_LENGTH = 2000  # characters
+MAX_NESTING, MAX_DEPTH = (
+    30,
+    100,
+)  # of the text and of its tree: far below Python's limit, so no input exhausts the stack
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[^\W\d]\w*)"
@@ -162,9 +163,7 @@ class _Parser:
                 _fail(self.text, f"'{self.text[at]}' has no meaning here", at)
             kind = str(match.lastgroup)
             word = match.group(kind)
-            if kind == "name" and word in _WORDS:
-                kind = "sign"
-            tokens.append((kind, word, match.start(kind)))
+            tokens.append(("sign" if word in _WORDS else kind, word, match.start(kind)))
             at = match.end()
         return [*tokens, ("end", "", end)]
 
@@ -309,8 +308,6 @@ class _Parser:
         return self._node("call", start, *arguments, name=name)
 
     def _arguments(self, closing: str) -> list[_Node]:
-        if self._is(closing):
-            self._expected("at least one value")
         arguments = [self._expression()]
         while self._accept(","):
             arguments.append(self._expression())
@@ -398,6 +395,5 @@ class _Evaluation:
             torch.broadcast_shapes(*(v.shape for v in aligned))
         except RuntimeError:
             shapes = " and ".join(str(list(value.shape[1:])) for value in values)
-            what = node.name or node.op
-            _fail(self.text, f"'{what}' cannot combine values of shapes {shapes} a state", node.start)
+            _fail(self.text, f"'{node.name or node.op}' cannot combine values of shapes {shapes} a state", node.start)
         return aligned
