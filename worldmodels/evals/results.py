@@ -1,0 +1,97 @@
+"""What an evaluation gives back, and the conditions it runs under: shared by all evaluators.
+
+An evaluator returns a TensorDict: scalars under names like "task1/success", and under "media" one uint8 vector a file
+("maze.png", "episodes.json"). Warnings and notes travel as the files "warnings.txt" and "notes.txt", one a line.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from worldmodels.core import Objective
+from worldmodels.files import atomic_write
+from worldmodels.keys import MEDIA
+
+_WARNINGS, _NOTES = "warnings.txt", "notes.txt"
+
+
+class Evaluation(NamedTuple):
+    """An evaluator's result on the host."""
+
+    metrics: dict[str, float]
+    files: dict[str, bytes]
+    warnings: list[str]
+    notes: list[str]
+
+
+def pack(
+    metrics: Mapping[str, float],
+    *,
+    files: Mapping[str, bytes] | None = None,
+    warnings: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> TensorDict:
+    """Build an evaluator's result. Lines of warnings and notes must not contain a line break."""
+    content = dict(files or {})
+    content |= {name: "\n".join(lines).encode() for name, lines in ((_WARNINGS, warnings), (_NOTES, notes)) if lines}
+    result = TensorDict({name: torch.tensor(float(value), dtype=torch.float64) for name, value in metrics.items()})
+    media = {name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in content.items() if data}
+    return result.set(MEDIA, TensorDict(media)) if media else result
+
+
+def unpack(result: TensorDict) -> Evaluation:
+    """The inverse of ``pack``; scalars that an evaluator nested come back as "outer/inner"."""
+    scalars = result.exclude(MEDIA).flatten_keys("/")
+    files = {str(k): bytes(v.cpu().numpy()) for k, v in result.get(MEDIA, TensorDict({})).items()}
+    warnings = files.pop(_WARNINGS, b"").decode().splitlines()
+    notes = files.pop(_NOTES, b"").decode().splitlines()
+    return Evaluation({str(k): float(v) for k, v in scalars.items()}, files, warnings, notes)
+
+
+def record(run_dir: str | Path, name: str, step: int, result: TensorDict) -> dict[str, Any]:
+    """Write the files of an evaluation to ``run_dir/media/<name>/<step>`` and return its block for ``summary.json``.
+
+    Returns:
+        "step", "metrics" {name: number}, "warnings" and "notes" [line], "media" [path below run_dir].
+    """
+    evaluation = unpack(result)
+    folder = Path("media") / name / f"{step:08d}"
+    for file, data in evaluation.files.items():
+        atomic_write(Path(run_dir) / folder / file, data)
+    return {
+        "step": step,
+        "metrics": evaluation.metrics,
+        "warnings": evaluation.warnings,
+        "notes": evaluation.notes,
+        "media": [(folder / file).as_posix() for file in evaluation.files],
+    }
+
+
+@contextmanager
+def judging(objective: Objective) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards modes and all global random states are as they were."""
+    modes = [(module, module.training) for module in objective.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+        objective.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def device_of(objective: Objective) -> torch.device:
+    """Where the objective's parameters live; the CPU if it has none."""
+    return next((parameter.device for parameter in objective.parameters()), torch.device("cpu"))
