@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two OpenMP threads on a busy core are slower than one
@@ -16,11 +17,11 @@ if "MUJOCO_GL" not in os.environ:  # read when mujoco is imported, which fails i
     except OSError:
         os.environ["MUJOCO_GL"] = "disabled"
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 # Checks arguments and results of every function against their annotations. It must come before the first import of our
-# packages; compiled whole graphs trace through it. JAXTYPING_DISABLE=1 leaves it out (saves ~3 s of start-up).
-install_import_hook(["worldmodels", "agents", "envs", "perception"], "beartype.beartype")
+# packages. JAXTYPING_DISABLE=1 leaves it out (saves ~3 s of start-up).
+jaxtyping.install_import_hook(["worldmodels", "agents", "envs", "perception"], "beartype.beartype")
 
 import numpy as np
 import pytest
@@ -38,6 +39,15 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def whole_graph() -> Iterator[None]:
+    """For tests that compile: torch.compile cannot trace the annotation checks into a whole graph, so they pause."""
+    was_disabled = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", was_disabled)
 
 
 @pytest.fixture(scope="session")
