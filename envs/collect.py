@@ -1,0 +1,387 @@
+"""Collect an OGBench data set on this machine: ``python -m envs.collect dataset=cube-single-play-v0 workers=2``.
+
+For families whose behaviour policy ships with the ogbench package (pointmaze, cube, scene, puzzle). Settings, their
+defaults and meaning are in ``conf/collect.yaml``. It writes NAME.npz and NAME-val.npz in the published layout, and
+NAME.provenance.json, which says how they were made.
+
+The result depends on (dataset, transitions, val_transitions, seed) only, not on the number of workers. Finished parts
+stay on disk in a hidden folder until the end, so the same command goes on after a Ctrl-C or a crash.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.behavior import make_behavior, seed_episode
+from envs.ogbench_names import DATASETS, Dataset, find_dataset
+from worldmodels.files import DiskFullError, atomic_write_json
+
+_PART_ROWS = {True: 5_000, False: 2_000}  # of a maze, of an arm: a few seconds of work at most
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def default_data_dir() -> Path:
+    """Where data lives if nobody says otherwise: $OGBENCH_DATA_DIR, else the folder of the ogbench package."""
+    return Path(os.environ.get("OGBENCH_DATA_DIR") or "~/.ogbench/data").expanduser()
+
+
+def collect(
+    dataset: str,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    transitions: int | None = None,
+    val_transitions: int | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Path:
+    """Collect ``dataset`` unless it is there already, and return the path of its training file.
+
+    Args:
+        dataset: an OGBench name, such as "pointmaze-medium-navigate-v0".
+        data_dir: folder of the three files; None means ``default_data_dir()``.
+        transitions: of the training file, exactly; the last trajectory is cut to fit. None: as published.
+        val_transitions: likewise for validation; None: a tenth of ``transitions``.
+        workers: processes; None takes one a core.
+        seed: of everything random.
+        progress: whether to show a bar on stderr.
+
+    Raises:
+        ValueError: unknown name; a family that needs an expert; files of another origin or other settings in the way.
+        DiskFullError: no room; finished parts are kept.
+    """
+    facts = find_dataset(dataset)
+    if not facts.is_collectable:
+        raise ValueError(_needs_expert(facts))
+    plan = _plan(facts, transitions=transitions, val_transitions=val_transitions, seed=seed)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers={workers}: at least one process is needed")
+    folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _one_collector(folder / f".{dataset}.lock"):
+            return _collect(facts, plan, folder, workers=workers, progress=progress)
+
+
+class _Part(NamedTuple):
+    """Some consecutive trajectories, made by one worker and kept in one file."""
+
+    split: str
+    first: int
+    steps: tuple[int, ...]
+    """Transitions of each trajectory."""
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.split}-{self.first:06d}.npz"
+
+
+class _Plan(NamedTuple):
+    """What is collected. Equal settings give equal files."""
+
+    settings: dict[str, Any]
+    parts: tuple[_Part, ...]
+
+
+def _plan(facts: Dataset, *, transitions: int | None, val_transitions: int | None, seed: int) -> _Plan:
+    transitions = facts.transitions if transitions is None else transitions
+    val_transitions = max(1, transitions // 10) if val_transitions is None else val_transitions
+    counts = {"transitions": transitions, "val_transitions": val_transitions}
+    for key, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{key}={count}: at least one transition is needed")
+    if seed < 0:
+        raise ValueError(f"seed={seed}: must not be negative")
+    parts = (*_parts(facts, "train", transitions), *_parts(facts, "val", val_transitions))
+    return _Plan({"dataset": facts.name, **counts, "seed": seed}, parts)
+
+
+def _parts(facts: Dataset, split: str, transitions: int) -> list[_Part]:
+    lengths = [min(facts.steps, transitions - done) for done in range(0, transitions, facts.steps)]
+    size = max(1, _PART_ROWS[facts.is_maze] // facts.steps)
+    return [_Part(split, first, tuple(lengths[first : first + size])) for first in range(0, len(lengths), size)]
+
+
+def _collect(facts: Dataset, plan: _Plan, folder: Path, *, workers: int, progress: bool) -> Path:
+    final = folder / f"{facts.name}.npz"
+    if _is_finished(final, plan):
+        return final
+    # Another simulator may give other numbers, so parts of different versions never mix.
+    identity = json.dumps([plan.settings, plan.parts, _versions()], sort_keys=True)
+    parts_folder = folder / f".{facts.name}.parts-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
+    parts_folder.mkdir(exist_ok=True)
+    missing = [part for part in plan.parts if not (parts_folder / part.file_name).exists()]
+    started = time.time()
+    with _bar(facts.name, plan, missing, is_shown=progress) as advance:
+        _run(facts, plan, missing, parts_folder, workers=workers, advance=advance)
+    for split, path in (("val", folder / f"{facts.name}-val.npz"), ("train", final)):
+        parts = [parts_folder / part.file_name for part in plan.parts if part.split == split]
+        if split == "train":  # the training file comes last: where it is, everything is
+            atomic_write_json(
+                _provenance_path(final), _provenance(plan, workers=workers, seconds=time.time() - started)
+            )
+        _join(parts, path)
+    shutil.rmtree(parts_folder)
+    return final
+
+
+def _run(facts: Dataset, plan: _Plan, missing: list[_Part], folder: Path, *, workers: int, advance: Any) -> None:
+    """Make the missing parts in ``workers`` processes. Ctrl-C ends them within one part."""
+    if not missing:
+        return
+    pool = ProcessPoolExecutor(
+        min(workers, len(missing)),
+        mp_context=get_context("spawn"),  # a forked process would share MuJoCo's and torch's threads
+        initializer=_start_worker,
+        initargs=(facts.name,),
+    )
+    try:
+        jobs: dict[Future[None], _Part] = {
+            pool.submit(_make_part, part, plan.settings["seed"], str(folder)): part for part in missing
+        }
+        waiting = set(jobs)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for job in done:
+                job.result()
+                advance(sum(jobs[job].steps))
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a worker collecting {facts.name} was killed, perhaps for lack of memory. The same command goes on from "
+            f"here; use fewer workers if it happens again"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_behavior: Any = None  # of this worker process: building an environment takes a second
+
+
+def _start_worker(dataset: str) -> None:
+    import signal
+    import warnings
+
+    warnings.filterwarnings("ignore", message=".*precision lowered.*")  # gymnasium, on every action space of ogbench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    os.environ["MUJOCO_GL"] = "disabled"  # states only: no renderer needed
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    global _behavior
+    _behavior = make_behavior(find_dataset(dataset))
+
+
+def _die_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _make_part(part: _Part, seed: int, folder: str) -> None:
+    """Run the trajectories of ``part`` in this process and write them to its file, atomically."""
+    trajectories = []
+    for index, steps in enumerate(part.steps, start=part.first):
+        first = seed_episode(_behavior.env, _behavior.name, seed=seed, split=part.split, index=index)
+        trajectories.append(_behavior.episode(steps, seed=first))
+    columns = {key: np.concatenate([trajectory[key] for trajectory in trajectories]) for key in trajectories[0]}
+    with _replacing(Path(folder) / part.file_name) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **columns)
+
+
+def _join(parts: list[Path], path: Path) -> None:
+    """Write the rows of all parts, in order, to one npz file, holding one part in memory at a time.
+
+    Uncompressed: reading is then a copy. States hardly compress.
+    """
+    lengths = [_header(part, "terminals")[0][0] for part in parts]
+    with np.load(parts[0], allow_pickle=False) as first:
+        keys = list(first.files)
+    with _replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        for key in keys:
+            shape, dtype = _header(parts[0], key)
+            entry = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+            with archive.open(f"{key}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, {**entry, "shape": (sum(lengths), *shape[1:])})
+                for part in parts:
+                    with np.load(part, allow_pickle=False) as columns:
+                        file.write(np.ascontiguousarray(columns[key]).data)
+
+
+def _header(path: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of one array of an npz file, without reading it."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype
+
+
+def _is_finished(path: Path, plan: _Plan) -> bool:
+    """Whether these very files exist; raises where others are in the way."""
+    if not path.exists():
+        return False
+    note = _provenance_path(path)
+    if not note.exists():
+        raise ValueError(f"{path} exists and was not collected here; move it, or choose another data_dir")
+    found = json.loads(note.read_text())["settings"]
+    different = [f"{key}={found.get(key)}" for key in plan.settings if found.get(key) != plan.settings[key]]
+    if different:
+        raise ValueError(f"{path} exists with {', '.join(different)}; move it, or choose another data_dir")
+    return path.with_name(f"{path.stem}-val.npz").exists()
+
+
+def _provenance_path(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.provenance.json")
+
+
+def _provenance(plan: _Plan, *, workers: int, seconds: float) -> dict[str, Any]:
+    counts = {
+        split: {
+            "trajectories": sum(len(part.steps) for part in plan.parts if part.split == split),
+            "rows": sum(sum(part.steps) + len(part.steps) for part in plan.parts if part.split == split),
+        }
+        for split in ("train", "val")
+    }
+    return {
+        "made_by": "envs.collect: scripted policies of the ogbench package, not the published file",
+        "settings": plan.settings,
+        "counts": counts,
+        "versions": {**_versions(), "numpy": np.__version__, "python": sys.version.split()[0]},
+        "command": " ".join(sys.orig_argv),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "workers": workers,
+        "seconds": round(seconds, 1),  # of the last run, if the collection was interrupted
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("ogbench", "mujoco", "gymnasium", "worldmodels"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _needs_expert(facts: Dataset) -> str:
+    policy = "a renderer and days of work" if facts.is_visual and not facts.is_maze else "a trained expert policy"
+    names = f"{facts.name}.npz and {facts.name}-val.npz"
+    return (
+        f"{facts.name} cannot be collected here: its trajectories need {policy}, which ogbench does not ship. Download "
+        f"{names} from https://rail.eecs.berkeley.edu/datasets/ogbench/ and put both into {default_data_dir()} "
+        f"(or set data_dir or $OGBENCH_DATA_DIR)"
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name that becomes ``path`` when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFullError(
+            f"cannot write to {folder}: {os.strerror(error.errno)}. Free some space and repeat the command: finished "
+            f"parts are kept"
+        ) from error
+
+
+@contextmanager
+def _one_collector(path: Path) -> Iterator[None]:
+    """Let one process at a time collect a data set; others wait, then find it finished."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two at once would do the work twice, with the same result
+        yield
+        return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    # The empty file stays: deleting it would let a third process lock a new file of the same name.
+
+
+@contextmanager
+def _bar(name: str, plan: _Plan, missing: list[_Part], *, is_shown: bool) -> Iterator[Any]:
+    """Progress over transitions on stderr: a bar on a terminal, a line every half minute in a log file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    total = sum(sum(part.steps) for part in plan.parts)
+    todo = sum(sum(part.steps) for part in missing)
+    console = Console(stderr=True, quiet=not is_shown)
+    started = last = time.monotonic()
+    made = 0
+    columns = (TextColumn("collecting {task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task(name, total=total, completed=total - todo, rate="")
+
+        def advance(count: int) -> None:
+            nonlocal made, last
+            made += count
+            now = time.monotonic()
+            rate = made / max(now - started, 1e-9)
+            bar.update(task, advance=count, rate=f"{rate:,.0f} transitions/s")
+            if not console.is_terminal and (now - last > 30 or made == todo):
+                last = now
+                left = math.ceil((todo - made) / rate)
+                console.print(f"{name}: {total - todo + made:,} of {total:,}, {rate:,.0f} a second, {left} s left")
+
+        yield advance
+
+
+def _main(arguments: list[str]) -> int:
+    if any(argument in ("-h", "--help") for argument in arguments):
+        print(__doc__)
+        print("Data sets: " + ", ".join(name for name, facts in DATASETS.items() if facts.is_collectable))
+        return 0
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_module("conf", version_base="1.3"):
+            settings = OmegaConf.to_container(compose("collect", arguments), throw_on_missing=True)
+        path = collect(**settings)  # type: ignore[arg-type]
+    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))
