@@ -1,6 +1,7 @@
 """``report.html``: one self-contained page about a run, made only of what lies in its folder.
 
-Needs no network and no script; readable on a phone, in light and dark. Call ``write_report`` again when the folder
+``summary.json`` holds {"evaluations": {name: [block, ...]}}, oldest first, blocks as ``save_evaluation`` gives them.
+The page needs no network and no script; readable on a phone, in light and dark. Call ``write_report`` again when the folder
 has changed.
 """
 
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from worldmodels.charts import compact, line_chart
+from worldmodels.evals.results import save_evaluation
 from worldmodels.files import atomic_write
 from worldmodels.logging import read_metrics
+
+__all__ = ["save_evaluation", "write_report"]
 
 MAX_EMBEDDED = 30_000_000  # bytes of pictures and videos in one page; the rest is linked
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
@@ -36,7 +40,7 @@ def write_report(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     summary = _read_json(run_dir / "summary.json")
     curves = read_metrics(run_dir / "metrics.csv")
-    blocks: dict[str, Any] = summary.get("evaluations", {})
+    blocks: dict[str, Any] = {n: history[-1] for n, history in summary.get("evaluations", {}).items() if history}
     title = str(summary.get("title") or run_dir.resolve().name)
     config = run_dir / "config.yaml"
     body = [

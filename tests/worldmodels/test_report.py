@@ -8,10 +8,10 @@ import torch
 
 from worldmodels.charts import compact, line_chart
 from worldmodels.environment import device_name, git_commit, memory_bytes, peak_memory_bytes, versions
-from worldmodels.evals.results import pack, record
+from worldmodels.evals.results import pack
 from worldmodels.files import atomic_write_json
 from worldmodels.logging import Logger
-from worldmodels.report import write_report
+from worldmodels.report import save_evaluation, write_report
 
 PIXEL = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
@@ -49,14 +49,16 @@ def run_dir(tmp_path):
     logger = Logger(tmp_path, tensorboard=False)
     for step in range(0, 5000, 50):
         logger.log(step, {"loss/td": math.exp(-step / 500), "stat/q": float(step)})
-    blocks = {}
+    blocks = {"zero_shot": []}
     for step in (2500, 5000):
         metrics = {"task1/success": 0.5, "task1/success_low": 0.2, "task1/success_high": 0.8, "task1/return": -12.5}
         metrics |= {"success": 0.5, "success_low": 0.2, "success_high": 0.8}
         result = pack(metrics, files={"maze.png": PIXEL, "episodes.json": b"[]"}, notes=["no renderer <here>"])
-        blocks["zero_shot"] = record(tmp_path, "zero_shot", step, result)
+        blocks["zero_shot"].append(save_evaluation(tmp_path, "zero_shot", step, result))
         logger.log(step, {f"zero_shot/{name}": value for name, value in metrics.items()})
-    blocks["floor_random"] = record(tmp_path, "floor_random", 5000, pack({"success": 0.0, "task1/success": 0.0}))
+    blocks["floor_random"] = save_evaluation(
+        tmp_path, "floor_random", 5000, pack({"success": 0.0, "task1/success": 0.0})
+    )
     blocks["collapse"] = record(
         tmp_path, "collapse", 5000, pack({"state/rankme": 1.0}, warnings=["state is collapsing"])
     )
@@ -99,9 +101,11 @@ def test_an_empty_folder_gives_an_empty_report(tmp_path):
 
 
 def test_success_that_is_undefined_is_a_dash(tmp_path):
-    block = record(tmp_path, "zero_shot", 1, pack({"task1/success": float("nan"), "success": float("nan")}))
-    atomic_write_json(tmp_path / "summary.json", {"evaluations": {"zero_shot": block}})
-    assert json.loads((tmp_path / "summary.json").read_text())["evaluations"]["zero_shot"]["metrics"]["success"] is None
+    block = save_evaluation(tmp_path, "zero_shot", 1, pack({"task1/success": float("nan"), "success": float("nan")}))
+    atomic_write_json(tmp_path / "summary.json", {"evaluations": {"zero_shot": [block]}})
+    assert (
+        json.loads((tmp_path / "summary.json").read_text())["evaluations"]["zero_shot"][0]["metrics"]["success"] is None
+    )
     assert "<td>–</td>" in write_report(tmp_path).read_text()
 
 

@@ -56,7 +56,7 @@ def unpack(result: TensorDict) -> Evaluation:
     return Evaluation({str(k): float(v) for k, v in scalars.items()}, files, warnings, notes)
 
 
-def record(run_dir: str | Path, name: str, step: int, result: TensorDict) -> dict[str, Any]:
+def save_evaluation(run_dir: str | Path, name: str, step: int, result: TensorDict) -> dict[str, Any]:
     """Write the files of an evaluation to ``run_dir/media/<name>/<step>`` and return its block for ``summary.json``.
 
     Returns:

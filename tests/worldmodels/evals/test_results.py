@@ -4,7 +4,7 @@ from tensordict import TensorDict
 from torch import Generator
 
 from worldmodels.evals.bootstrap import bootstrap_interval
-from worldmodels.evals.results import pack, record, unpack
+from worldmodels.evals.results import pack, save_evaluation, unpack
 
 
 def test_pack_and_unpack_are_inverse():
@@ -20,8 +20,10 @@ def test_nested_scalars_are_joined():
     assert unpack(TensorDict({"a": {"b": torch.tensor(2.0)}})).metrics == {"a/b": 2.0}
 
 
-def test_record_writes_media_and_gives_the_block(tmp_path):
-    block = record(tmp_path, "zero_shot", 300, pack({"success": 0.5}, files={"maze.png": b"x"}, notes=["no video"]))
+def test_saving_writes_media_and_gives_the_block(tmp_path):
+    block = save_evaluation(
+        tmp_path, "zero_shot", 300, pack({"success": 0.5}, files={"maze.png": b"x"}, notes=["no video"])
+    )
     assert block == {
         "step": 300,
         "metrics": {"success": 0.5},
