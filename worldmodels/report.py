@@ -1,8 +1,8 @@
 """``report.html``: one self-contained page about a run, made only of what lies in its folder.
 
 ``summary.json`` holds {"evaluations": {name: [block, ...]}}, oldest first, blocks as ``save_evaluation`` gives them.
-The page needs no network and no script; readable on a phone, in light and dark. Call ``write_report`` again when the folder
-has changed.
+The page needs no network and no script and is readable on a phone, in light and dark. Call ``write_report`` again when
+the folder has changed.
 """
 
 from __future__ import annotations

@@ -56,12 +56,10 @@ def run_dir(tmp_path):
         result = pack(metrics, files={"maze.png": PIXEL, "episodes.json": b"[]"}, notes=["no renderer <here>"])
         blocks["zero_shot"].append(save_evaluation(tmp_path, "zero_shot", step, result))
         logger.log(step, {f"zero_shot/{name}": value for name, value in metrics.items()})
-    blocks["floor_random"] = save_evaluation(
-        tmp_path, "floor_random", 5000, pack({"success": 0.0, "task1/success": 0.0})
-    )
-    blocks["collapse"] = record(
-        tmp_path, "collapse", 5000, pack({"state/rankme": 1.0}, warnings=["state is collapsing"])
-    )
+    floor = pack({"success": 0.0, "task1/success": 0.0})
+    blocks["floor_random"] = [save_evaluation(tmp_path, "floor_random", 5000, floor)]
+    collapsed = pack({"state/rankme": 1.0}, warnings=["state is collapsing"])
+    blocks["collapse"] = [save_evaluation(tmp_path, "collapse", 5000, collapsed)]
     logger.close()
     summary = {
         "title": "TD-JEPA on <pointmaze>",
