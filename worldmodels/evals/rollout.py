@@ -1,0 +1,151 @@
+"""Episodes in vectorised environments: all tasks and episodes step together, with one policy call a step.
+
+What an environment must give: ``reset() -> td[N]`` and ``step(td) -> td[N]`` with "observation", "reward",
+"terminated", "truncated" and where defined "success" and "physics"; no automatic reset; ``render(i)``; ``close()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from worldmodels.core import Policy
+from worldmodels.keys import ACTION, NOISE, OBSERVATION, PHYSICS, REWARD, TASK, TERMINATED
+
+SUCCESS, TRUNCATED = "success", "truncated"
+NO_TIME_LIMIT = 100_000  # steps after which an environment without a limit is an error
+
+
+@dataclass
+class Episodes:
+    """E episodes of one task, on the CPU."""
+
+    returns: Tensor  # float64 [E], undiscounted sum of rewards until the end
+    lengths: Tensor  # int64 [E], steps taken
+    success: Tensor | None  # bool [E], whether any step was a success; None where the task defines none
+    is_solved_at_start: Tensor  # bool [E]; such episodes say nothing about the policy
+    paths: Tensor  # float64 [T + 1, E, 2], first two coordinates of qpos, NaN after the end; [0, E, 2] without physics
+    frames: list[np.ndarray]  # uint8 [H, W, 3], of the first episode, if filmed
+    note: str  # why there are no frames though they were asked for
+
+
+@dataclass(frozen=True)
+class Film:
+    """How the first episode of each task is filmed: at most ``num`` frames, one every ``every`` steps."""
+
+    every: int = 5
+    num: int = 60
+
+
+class _Task:
+    """The running episodes of one environment."""
+
+    def __init__(self, env: Any, film: Film | None) -> None:
+        self.env, self.film = env, film
+        self.now: TensorDict = env.reset()
+        num = self.now.batch_size[0]
+        self.returns = torch.zeros(num, dtype=torch.float64)
+        self.lengths = torch.zeros(num, dtype=torch.int64)
+        solved = self.now.get(SUCCESS, None)
+        self.is_solved_at_start = torch.zeros(num, dtype=torch.bool) if solved is None else solved.cpu().bool()
+        self.success: Tensor | None = None
+        self.running = torch.ones(num, dtype=torch.bool)
+        self.positions = [_position(self.now)]
+        self.frames: list[np.ndarray] = []
+        self.note = ""
+        try:
+            self._shoot()
+        except Exception as error:  # whatever a missing renderer, library or driver raises; episodes matter more
+            self.film, self.note = None, f"no video, rendering failed: {' '.join(str(error).split())[:200]}"
+
+    def step(self, action: Tensor, reward_of: Callable[[TensorDict], Tensor] | None) -> None:
+        if not bool(self.running.any()):
+            return
+        self.now = self.env.step(TensorDict({ACTION: action}, [action.shape[0]]))
+        reward = self.now[REWARD] if reward_of is None else reward_of(self.now)
+        self.returns += torch.where(self.running, reward.cpu().double(), 0.0)
+        self.lengths += self.running
+        success = self.now.get(SUCCESS, None)
+        if success is not None:
+            before = torch.zeros_like(self.running) if self.success is None else self.success
+            self.success = before | (success.cpu().bool() & self.running)
+        position = _position(self.now)
+        if position is not None:
+            self.positions.append(torch.where(self.running[:, None], position, torch.nan))
+        self.running &= ~(self.now[TERMINATED] | self.now[TRUNCATED]).cpu().bool()
+        self._shoot()
+
+    def _shoot(self) -> None:
+        film, at = self.film, int(self.lengths[0])
+        if film is not None and bool(self.running[0]) and at % film.every == 0 and len(self.frames) < film.num:
+            self.frames.append(self.env.render(0))
+
+    def episodes(self) -> Episodes:
+        paths = [position for position in self.positions if position is not None]
+        empty = torch.zeros(0, len(self.returns), 2, dtype=torch.float64)
+        path = torch.stack(paths) if paths else empty
+        return Episodes(self.returns, self.lengths, self.success, self.is_solved_at_start, path, self.frames, self.note)
+
+
+def rollout(
+    envs: Mapping[str, Any],
+    policy: Policy,
+    *,
+    generator: Generator,
+    action_dim: int,
+    device: torch.device,
+    z: Mapping[str, Tensor] | None = None,
+    reward_of: Callable[[TensorDict], Tensor] | None = None,
+    max_steps: int | None = None,
+    film: Film | None = None,
+) -> dict[str, Episodes]:
+    """Play one episode in every row of every environment.
+
+    Args:
+        envs: {task: environment with E rows}; they are reset here and not closed.
+        policy: called with "observation", "z" [N, d] if given, and "noise", "action" [N, A], standard normal: all the
+            randomness an actor may use.
+        generator: of that noise, on the CPU; so a rollout does not depend on the device.
+        action_dim: A.
+        device: of the policy.
+        z: {task: [d]}, the same for all episodes of a task.
+        reward_of: replaces the environment's reward: td[E] -> [E], called with what ``step`` returned.
+        max_steps: end every episode after so many steps; None leaves it to the environment.
+        film: films the first episode of each task; needs environments that render.
+
+    Returns:
+        {task: Episodes}.
+    """
+    tasks = {name: _Task(env, film) for name, env in envs.items()}
+    sizes = [task.running.shape[0] for task in tasks.values()]
+    task_vectors = None
+    if z is not None:
+        rows = [z[name].to(device).expand(size, -1) for name, size in zip(tasks, sizes, strict=True)]
+        task_vectors = torch.cat(rows)  # [N, d]
+    for step in range(max_steps or NO_TIME_LIMIT + 1):
+        if not any(bool(task.running.any()) for task in tasks.values()):
+            break
+        if step == NO_TIME_LIMIT:
+            raise ValueError(f"no end after {NO_TIME_LIMIT} steps: the environment has no time limit; give max_steps")
+        noise = torch.randn(sum(sizes), action_dim, generator=generator)
+        observation = torch.cat([task.now[OBSERVATION] for task in tasks.values()])
+        td = TensorDict({OBSERVATION: observation, NOISE: TensorDict({ACTION: noise}, [len(noise)])}, [len(noise)])
+        td = td.to(device)
+        if task_vectors is not None:
+            td[TASK] = task_vectors
+        action = policy.act(td, explore=False)[ACTION].to("cpu")
+        for task, rows in zip(tasks.values(), action.split(sizes), strict=True):
+            task.step(rows, reward_of)
+    return {name: task.episodes() for name, task in tasks.items()}
+
+
+def _position(td: TensorDict) -> Tensor | None:
+    """First two coordinates of qpos [E, 2]; None where there is no physics."""
+    qpos = td.get((PHYSICS, "qpos"), None)
+    return None if qpos is None or qpos.shape[-1] < 2 else qpos[..., :2].cpu().double()

@@ -1,0 +1,180 @@
+"""Judge a policy on the tasks of a benchmark: roll out, count, draw. Shared by all evaluators that act."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from worldmodels.core import Policy
+from worldmodels.evals.bootstrap import bootstrap_interval
+from worldmodels.evals.pictures import film, maze_picture
+from worldmodels.evals.results import pack
+from worldmodels.evals.rollout import Episodes, Film, rollout
+from worldmodels.keys import ACTION, STATE
+
+
+def choose_tasks(source: Any, tasks: Sequence[str] | None) -> list[str]:
+    """The benchmark's tasks, or those asked for.
+
+    Raises:
+        ValueError: if the source has no tasks, or not these; the message suggests the nearest name.
+    """
+    suite = getattr(source, "tasks", None)
+    if suite is None:
+        raise ValueError(
+            f"{type(source).__name__} has no tasks to evaluate; use a source with tasks, such as env=ogbench"
+        )
+    known = list(suite.names)
+    for task in tasks or ():
+        if task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"there is no task {task}{hint} This data set has {', '.join(known)}")
+    return list(tasks or known)
+
+
+def play(
+    policy: Policy,
+    source: Any,
+    tasks: Sequence[str],
+    *,
+    episodes: int,
+    seed: int,
+    device: torch.device,
+    workers: int = 0,
+    z: Mapping[str, Tensor] | None = None,
+    reward_of: Callable[[TensorDict], Tensor] | None = None,
+    max_steps: int | None = None,
+    is_filmed: bool = False,
+) -> tuple[dict[str, Episodes], list[str]]:
+    """Roll out ``episodes`` episodes of every task, all at once, from start states that depend on ``seed`` only.
+
+    Returns:
+        ({task: Episodes}, notes for the report).
+    """
+    envs: dict[str, Any] = {}
+    try:
+        for index, task in enumerate(tasks):
+            envs[task] = source.tasks.make(task, num_envs=episodes, seed=env_seed(seed, index), workers=workers)
+        played = rollout(
+            envs,
+            policy,
+            generator=Generator().manual_seed(seed),
+            action_dim=source.spec[ACTION].shape[-1],
+            device=device,
+            z=z,
+            reward_of=reward_of,
+            max_steps=max_steps,
+            film=Film() if is_filmed and source.tasks.maze() is None else None,
+        )
+    finally:
+        for env in envs.values():
+            env.close()
+    return played, list(dict.fromkeys(episodes.note for episodes in played.values() if episodes.note))
+
+
+def env_seed(seed: int, index: int) -> int:
+    """Seed of the environments of the ``index``-th task."""
+    return seed + 1_000 * (index + 1)
+
+
+def score(played: Mapping[str, Episodes], *, seed: int) -> tuple[dict[str, float], list[str]]:
+    """Metrics and notes of episodes.
+
+    Episodes that were solved before the first action are left out and counted in a note. Means over tasks weigh tasks
+    equally; a task without a counted episode is NaN and left out of them.
+
+    Returns:
+        "<task>/success", "<task>/return" and their means over tasks "success", "return", each with a 95 % bootstrap
+        interval "_low", "_high"; success only where it is defined; "length" likewise, without interval.
+    """
+    metrics: dict[str, float] = {}
+    generator = Generator().manual_seed(seed)
+    counted = {task: ~episodes.is_solved_at_start for task, episodes in played.items()}
+    for name in ("success", "return"):
+        groups: dict[str, Tensor] = {}
+        for task, episodes in played.items():
+            values = episodes.success if name == "success" else episodes.returns
+            if values is not None:
+                groups[task] = values.double()[counted[task]]
+        if not groups:
+            continue
+        for task, group in groups.items():
+            metrics |= _mean(f"{task}/{name}", [group], generator)
+        metrics |= _mean(name, list(groups.values()), generator)
+    lengths = torch.cat([episodes.lengths[counted[task]] for task, episodes in played.items()])
+    metrics["length"] = float(lengths.double().mean()) if len(lengths) else float("nan")
+    excluded = {task: int((~rows).sum()) for task, rows in counted.items() if not bool(rows.all())}
+    notes = [f"{task}: {num} episodes were solved at the start and do not count" for task, num in excluded.items()]
+    return metrics, notes
+
+
+def _mean(name: str, groups: list[Tensor], generator: Generator) -> dict[str, float]:
+    means = [float(group.mean()) for group in groups if group.numel()]
+    low, high = bootstrap_interval(groups, generator)
+    return {name: float(np.mean(means)) if means else float("nan"), f"{name}_low": low, f"{name}_high": high}
+
+
+def draw(source: Any, played: Mapping[str, Episodes], goals: Mapping[str, Any]) -> dict[str, bytes]:
+    """Pictures of mazes and films of the rest, as {file name: content}. ``goals`` are positions to mark, or None."""
+    files: dict[str, bytes] = {}
+    maze = source.tasks.maze()
+    for task, episodes in played.items():
+        if maze is not None and len(episodes.paths):
+            share = "" if episodes.success is None else f", {int(episodes.success.sum())} of {len(episodes.success)}"
+            title, success = f"{task}{share}", episodes.success
+            picture = maze_picture(
+                maze.walls,
+                episodes.paths,
+                unit=maze.unit,
+                origin=maze.origin,
+                success=success,
+                goal=goals.get(task),
+                title=title,
+            )
+            files[f"maze_{task}.png"] = picture
+        if episodes.frames:
+            ending, content = film(episodes.frames)
+            files[f"{task}{ending}"] = content
+    return files
+
+
+def episode_list(played: Mapping[str, Episodes], *, seed: int) -> bytes:
+    """The evaluation list as JSON: one entry an episode with its task, seed, start and outcome."""
+    rows = []
+    for index, (task, episodes) in enumerate(played.items()):
+        for i in range(len(episodes.returns)):
+            row: dict[str, Any] = {"task": task, "seed": env_seed(seed, index), "row": i}
+            if len(episodes.paths):
+                row["start"] = episodes.paths[0, i].tolist()
+            if episodes.success is not None:
+                row["success"] = bool(episodes.success[i])
+            row |= {"return": float(episodes.returns[i]), "length": int(episodes.lengths[i])}
+            rows.append(row | {"is_solved_at_start": bool(episodes.is_solved_at_start[i])})
+    return ("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n").encode()
+
+
+def result_of(
+    source: Any, played: Mapping[str, Episodes], notes: Sequence[str], *, seed: int, draws: bool
+) -> TensorDict:
+    """An evaluator's result: scores, the evaluation list, and with ``draws`` pictures and films."""
+    metrics, more = score(played, seed=seed)
+    files = {"episodes.json": episode_list(played, seed=seed)}
+    if draws:
+        files |= draw(source, played, goal_positions(source, list(played)))
+    return pack(metrics, files=files, notes=[*notes, *more])
+
+
+def goal_positions(source: Any, tasks: Sequence[str]) -> dict[str, list[float]]:
+    """Where the goals of a maze's tasks are, in metres; {} where there is no maze, or where it is seen as pixels."""
+    if source.tasks.maze() is None:
+        return {}
+    goals = {task: source.tasks.goal_of(task) for task in tasks}
+    return {task: goal[STATE][:2].tolist() for task, goal in goals.items() if STATE in goal.keys()}  # noqa: SIM118 - a TensorDict
