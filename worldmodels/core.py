@@ -60,6 +60,9 @@ class Encoder(nn.Module, ABC):
     grid: tuple[int, ...]
     """(T, H, W) for video, (H, W) for images and BEV, (columns,) for a table, () for a state."""
 
+    def observe(self, obs: TensorDict) -> None:
+        """Update running statistics from training observations, batch size [B]; called once an update."""
+
     @abstractmethod
     def forward(self, obs: TensorDict, keep: Tensor | None = None) -> TensorDict:
         """Encode ``obs`` of batch size [B].
@@ -75,6 +78,9 @@ class Encoder(nn.Module, ABC):
 
 class Target(nn.Module, ABC):
     """A module that follows another one and never gets a gradient. Built as ``Target(online, **choices)``."""
+
+    is_static: bool
+    """Whether ``update`` is the same computation on every step, so that a CUDA graph may contain it."""
 
     @abstractmethod
     def forward(self, *args: Any) -> Any:

@@ -15,6 +15,8 @@ ACTION = "action"  # float32 [..., A], within [-1, 1]
 REWARD = "reward"  # float32 [...]
 TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a trajectory's end)
 
+FUTURE = "future"  # nested TensorDict: a later row of the same trajectory, added by envs.relabel
+
 # --- simulator state, for relabelling with any reward; never an input of a network ----------------------------------
 PHYSICS = "physics"  # nested TensorDict: "qpos", "qvel" float64 [..., n]; "button_states" int64 [..., n]
 

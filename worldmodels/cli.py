@@ -1,0 +1,68 @@
+"""Command-line errors in one line. Nothing here imports torch, so that --help answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+
+def fail(message: object, code: int = 2) -> NoReturn:
+    """Print one line to stderr and leave with ``code``."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def suggestion(name: str, options: list[str]) -> str:
+    """A clause naming the closest of ``options``, or nothing."""
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def leaves(node: Any, prefix: str = "") -> list[str]:
+    """Dotted names of all entries of a nested dictionary."""
+    if not isinstance(node, dict):
+        return []
+    return [n for k, v in node.items() for n in (f"{prefix}{k}", *leaves(v, f"{prefix}{k}."))]
+
+
+def check_overrides(arguments: list[str], config_name: str = "config") -> None:
+    """Compose the configuration once and turn what is wrong with the arguments into one line."""
+    if any(a.startswith("-") for a in arguments):  # --help, --multirun, ...: Hydra's own
+        return
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    with initialize_config_module("conf", version_base="1.3"):
+        try:
+            compose(config_name, overrides=arguments)
+        except (HydraException, OmegaConfBaseException) as error:
+            text = str(error)
+            if found := re.search(r"Could not override '([^']+)'", text):
+                groups = [a for a in arguments if re.match(r"(agent|objective|env|encoder|experiment)=", a)]
+                known = leaves(OmegaConf.to_container(compose(config_name, overrides=groups)))
+                fail(f"there is no config key {found[1]}{suggestion(found[1], known)}")
+            if found := re.search(
+                r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*?)(Config search|$)", text, re.S
+            ):
+                options = found[2].split()
+                name = found[1].split("/")[-1]
+                fail(f"there is no {found[1]}{suggestion(name, options)} (options: {', '.join(options)})")
+            fail(text)
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors meant for users into one line and exit code 2. WORLDMODELS_TRACEBACK=1 shows where they arose."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        if os.environ.get("WORLDMODELS_TRACEBACK"):
+            raise
+        fail(str(error) or repr(error))

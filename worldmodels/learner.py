@@ -1,0 +1,220 @@
+"""One update of all phases: losses, gradients, optimizer steps, targets.
+
+Per phase: loss -> weighted sum -> backward -> average over processes -> clip -> step; then every Target follows. Nothing
+here waits for the device: losses are summed on it and read when the trainer logs.
+
+On a GPU the whole update, from task vectors to targets, is captured in one CUDA graph; the static input buffers are the
+batch. That is why an update draws no random numbers (transforms do) and why a learning rate is a tensor there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from worldmodels import distributed
+from worldmodels.core import Objective, Phase, Target
+from worldmodels.keys import LOSS, STAT
+
+WARMUP_UPDATES = 3  # eager updates before capture, so that lazily made buffers exist
+
+
+class PhaseRunner:
+    """A phase with its optimizer, its loss weights and its running metrics."""
+
+    def __init__(
+        self, phase: Phase, *, optimizer: Callable[..., Any], groups: Mapping[str, Mapping[str, Any]], is_compiled: bool
+    ) -> None:
+        self.phase = phase
+        self.params = [p for group in phase.params.values() for p in group]
+        self.optimizer = optimizer([{"params": ps, **groups.get(g, {})} for g, ps in phase.params.items() if ps])
+        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.loss = torch.compile(phase.loss, fullgraph=True, dynamic=False) if is_compiled else phase.loss
+        self.loss_names: list[str] = []
+        self.stat_names: list[str] = []
+        self.sums: Tensor | None = None  # running sums of all losses and stats since the last log
+
+    def name_terms(self, out: TensorDict) -> None:
+        """Fix the order of the phase's metrics from its first output."""
+        self.loss_names = sorted(out[LOSS].keys())
+        self.stat_names = sorted(out[STAT].keys()) if STAT in out.keys() else []
+        size = len(self.loss_names) + len(self.stat_names)
+        self.sums = torch.zeros(size, device=out[LOSS][self.loss_names[0]].device)
+
+    def set_lr(self, factor: float) -> None:
+        """Scale every group's learning rate."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(float(base) * factor)
+            else:
+                group["lr"] = base * factor
+
+
+class Learner:
+    """Applies the phases of an objective.
+
+    Args:
+        objective: what is minimised; already on its device.
+        optimizer: factory of an optimizer, ``optimizer(param_groups)``.
+        weights: weight of every named loss. A loss without a weight, or a weight without a loss, raises.
+        groups: options of named parameter groups, such as their own learning rate.
+        schedule: factor on all learning rates at a step; None is 1 throughout.
+        max_grad_norm: gradients of a phase are clipped to this norm; None does not clip.
+        precision: "fp32" or "bf16" (autocast; weights and optimizer stay fp32).
+        is_compiled: whether each phase's loss is compiled whole-graph.
+        is_captured: whether the update becomes one CUDA graph; needs a GPU.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        optimizer: Callable[..., Any],
+        weights: Mapping[str, float],
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
+        schedule: Callable[[int], float] | None = None,
+        max_grad_norm: float | None = None,
+        precision: str = "fp32",
+        is_compiled: bool = False,
+        is_captured: bool = False,
+    ) -> None:
+        if precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision must be fp32 or bf16; got {precision}")
+        self.objective, self.weights, self.schedule = objective, dict(weights), schedule
+        self.max_grad_norm, self.precision, self.is_captured = max_grad_norm, precision, is_captured
+        phases, groups = objective.phases(), dict(groups or {})
+        known = {name for phase in phases for name in phase.params}
+        if unknown := sorted(set(groups) - known):
+            raise ValueError(f"param_groups names {unknown}, which no phase has; the phases have {sorted(known)}")
+        self.runners = [PhaseRunner(p, optimizer=optimizer, groups=groups, is_compiled=is_compiled) for p in phases]
+        self.targets = [m for m in objective.modules() if isinstance(m, Target)]
+        trained = {id(p) for r in self.runners for p in r.params}
+        self.buffers = [b for b in objective.buffers() if b.is_floating_point() and id(b) not in trained]
+        self.device = next(iter(objective.parameters())).device
+        self.steps_summed = 0
+        self.graphs: dict[tuple[str, ...], tuple[torch.cuda.CUDAGraph, TensorDict]] = {}
+        self.eager_updates = 0
+        distributed.broadcast_([*objective.parameters(), *objective.buffers()])
+
+    # --- one update ---------------------------------------------------------------------------------------------
+    def update(self, batch: TensorDict, step: int) -> None:
+        """Do update number ``step`` (counted from 0) on ``batch``."""
+        due = [r for r in self.runners if step % r.phase.every == 0]
+        if self.schedule is not None:
+            for runner in due:
+                runner.set_lr(self.schedule(step))
+        if self.is_captured:
+            self._replay(batch, due)
+        else:
+            self._update(batch, due)
+        for target in self.targets:
+            if not (self.is_captured and target.is_static):
+                target.update(step)
+        self.steps_summed += 1
+
+    def _update(self, batch: TensorDict, due: list[PhaseRunner]) -> None:
+        batch = self.objective.prepare(batch)
+        for runner in due:
+            self._run_phase(runner, batch)
+        distributed.average_(self.buffers)
+
+    def _run_phase(self, runner: PhaseRunner, batch: TensorDict) -> None:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            out = runner.loss(batch)
+        if runner.sums is None:
+            runner.name_terms(out)
+            self._check_weights()
+        losses = out[LOSS]
+        terms = [losses[name] for name in runner.loss_names]
+        total = sum(self.weights[name] * term for name, term in zip(runner.loss_names, terms, strict=True))
+        total.backward()
+        distributed.average_([p.grad for p in runner.params if p.grad is not None])
+        if self.max_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(runner.params, self.max_grad_norm, foreach=True)
+        runner.optimizer.step()
+        runner.optimizer.zero_grad(set_to_none=True)
+        stats = [out[STAT, name] for name in runner.stat_names]
+        runner.sums.add_(torch.stack([t.detach().float() for t in (*terms, *stats)]))
+
+    def _check_weights(self) -> None:
+        """Every loss has a weight, and once all phases have run every weight has a loss."""
+        names = {n for r in self.runners for n in r.loss_names}
+        if missing := sorted(names - set(self.weights)):
+            raise ValueError(f"losses without a weight: {missing}; give each one in `weights` of the agent's config")
+        if all(r.loss_names for r in self.runners) and (extra := sorted(set(self.weights) - names)):
+            raise ValueError(f"weights without a loss: {extra}; this objective's losses are {sorted(names)}")
+
+    # --- CUDA graph ---------------------------------------------------------------------------------------------
+    def _replay(self, batch: TensorDict, due: list[PhaseRunner]) -> None:
+        """Replay the graph of these phases, capturing it first; the first few updates run eagerly to warm up."""
+        key = tuple(r.phase.name for r in due)
+        if key not in self.graphs:
+            if self.eager_updates < WARMUP_UPDATES:
+                self.eager_updates += 1
+                stream = torch.cuda.Stream()
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    self._captured_part(batch, due)
+                torch.cuda.current_stream().wait_stream(stream)
+                return
+            graph, static = torch.cuda.CUDAGraph(), batch.clone()
+            with torch.cuda.graph(graph):
+                self._captured_part(static, due)
+            self.graphs[key] = (graph, static)
+        graph, static = self.graphs[key]
+        static.copy_(batch, non_blocking=True)
+        graph.replay()
+
+    def _captured_part(self, batch: TensorDict, due: list[PhaseRunner]) -> None:
+        self._update(batch, due)
+        for target in self.targets:
+            if target.is_static:
+                target.update(0)
+
+    # --- reading ------------------------------------------------------------------------------------------------
+    def metrics(self) -> dict[str, float]:
+        """Mean of every loss and stat since the last call; the only place that waits for the device.
+
+        Raises:
+            FloatingPointError: if any of them is not finite, naming the first.
+        """
+        values: dict[str, float] = {}
+        for runner in self.runners:
+            if runner.sums is None or self.steps_summed == 0:
+                continue
+            count = max(1, self.steps_summed // runner.phase.every)
+            means = (runner.sums / count).tolist()
+            kinds = [LOSS] * len(runner.loss_names) + [STAT] * len(runner.stat_names)
+            names = runner.loss_names + runner.stat_names
+            values |= {f"{k}/{n}": v for k, n, v in zip(kinds, names, means, strict=True)}
+            runner.sums.zero_()
+        self.steps_summed = 0
+        for name, value in values.items():
+            if name.startswith(LOSS) and not abs(value) < float("inf"):
+                raise FloatingPointError(f"{name} is {value}")
+        return values
+
+    # --- saving -------------------------------------------------------------------------------------------------
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of every optimizer, under "phase/parameter/name"."""
+        return {
+            f"{r.phase.name}/{i}/{k}": v
+            for r in self.runners
+            for i, entries in r.optimizer.state_dict()["state"].items()
+            for k, v in entries.items()
+        }
+
+    def load_optimizer_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what ``optimizer_tensors`` gave."""
+        for runner in self.runners:
+            state: dict[int, dict[str, Tensor]] = {}
+            for path, value in tensors.items():
+                phase, index, name = path.split("/")
+                if phase == runner.phase.name:
+                    state.setdefault(int(index), {})[name] = value
+            groups = runner.optimizer.state_dict()["param_groups"]
+            runner.optimizer.load_state_dict({"state": state, "param_groups": groups})

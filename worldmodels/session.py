@@ -1,0 +1,190 @@
+"""One run from configuration to report: its folder, its resume, its summary. The loop itself is in trainer.py."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+
+from worldmodels import build, checkpoint, distributed
+from worldmodels.environment import git_commit, peak_memory_bytes, versions
+from worldmodels.files import atomic_write
+from worldmodels.logging import Logger, Progress
+from worldmodels.report import save_evaluation, write_report
+from worldmodels.trainer import Trainer
+
+# What may differ between a run and its resumption: where and how long, never what is computed.
+FREE_KEYS = {
+    "steps",
+    "run_dir",
+    "resume",
+    "device",
+    "threads",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "logger",
+    "eval",
+}
+
+
+def claim_run_dir(cfg: DictConfig) -> Path:
+    """Choose the run's folder and refuse one that holds something else.
+
+    Raises:
+        ValueError: if the folder holds another run, or this one without resume=true, or other files.
+    """
+    if cfg.run_dir is None:
+        what = "-".join(str(n) for n in (cfg.name, cfg.env.get("dataset")) if n)
+        cfg.run_dir = f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = Path(cfg.run_dir)
+    if (run_dir / "config.yaml").is_file():
+        saved = build.load_config(run_dir)
+        different = [n for n in build.differences(resolved(cfg), resolved(saved)) if n.split(".")[0] not in FREE_KEYS]
+        if different:
+            raise ValueError(
+                f"run_dir={run_dir} holds another experiment: {', '.join(different[:5])} differ; choose another run_dir"
+            )
+        if not cfg.resume:
+            raise ValueError(
+                f"run_dir={run_dir} already holds this run; go on with resume=true or choose another run_dir"
+            )
+    elif run_dir.exists() and any(run_dir.iterdir()):
+        raise ValueError(f"run_dir={run_dir} is not empty and holds no run; choose another run_dir")
+    return run_dir
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as a plain dictionary, interpolations resolved."""
+    return build.to_dict(cfg)
+
+
+def run(cfg: DictConfig, *, command: str) -> int:
+    """Train, evaluate and report as ``cfg`` says; returns the exit code."""
+    if cfg.agent is None and cfg.objective is None:
+        raise ValueError("nothing to train: give agent=..., objective=..., or both; see --help for the options")
+    device = distributed.start(build.choose_device(cfg.device))
+    try:
+        return _run(cfg, device, command)
+    finally:
+        distributed.stop()
+
+
+def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    if cfg.batch_size % distributed.world_size():
+        raise ValueError(f"batch_size={cfg.batch_size} does not divide among {distributed.world_size()} processes")
+    build.use_fast_matmul(device)
+    run_dir = claim_run_dir(cfg)
+    distributed.barrier()  # every process looked at the folder before the first one writes to it
+    if distributed.is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+
+    source = build.build_source(cfg, device)
+    objective = build.build_objective(cfg, source, device)
+    learner = build.build_learner(cfg, objective, device)
+    saved = checkpoint.steps(run_dir / "checkpoints")
+    start, best = 0, None
+    if saved:
+        path = checkpoint.path_of(run_dir / "checkpoints", saved[-1])
+        checkpoint.load_model(path, objective)
+        learner.load_optimizer_tensors(checkpoint.load_optimizer(path))
+        state = checkpoint.read_state(path)
+        start, best = saved[-1], tuple(state["best"]) if state["best"] else None
+
+    record = Record(
+        cfg, run_dir, command=command, device=device, start=start, parameters=build.num_parameters(objective)
+    )
+    trainer = Trainer(
+        source=source,
+        objective=objective,
+        learner=learner,
+        transforms=build.build_transforms(cfg, objective),
+        evaluators=build.build_evaluators(cfg, source),
+        run_dir=run_dir,
+        steps=cfg.steps,
+        batch_size=cfg.batch_size,
+        seed=cfg.seed,
+        device=device,
+        log_every=cfg.log_every,
+        checkpoint_every=cfg.checkpoint_every,
+        log=record.log,
+        on_evaluation=record.evaluation,
+        state={"config": resolved(cfg), "spec": str(source.spec), "versions": versions(), "commit": git_commit()},
+        keep_best=cfg.keep_best,
+        start_step=start,
+        best=best,
+    )
+    code = trainer.fit()
+    record.finish(trainer, code)
+    return code
+
+
+class Record:
+    """What a run leaves behind: metrics, summary.json and report.html. Does nothing on any but the main process."""
+
+    def __init__(
+        self, cfg: DictConfig, run_dir: Path, *, command: str, device: torch.device, start: int, parameters: int
+    ) -> None:
+        self.run_dir, self.device, self.is_main = run_dir, device, distributed.is_main()
+        self.started = time.time()
+        self.summary: dict[str, Any] = {
+            "command": command,
+            "seeds": {"seed": cfg.seed},
+            "versions": versions(),
+            "commit": git_commit(),
+            "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "processes": distributed.world_size(),
+            "threads": torch.get_num_threads(),
+            "precision": cfg.precision,
+            "matmul": torch.get_float32_matmul_precision(),
+            "parameters": parameters,
+            "evaluations": {},
+        }
+        path = run_dir / "summary.json"
+        if start and path.is_file():  # a resumed run keeps its earlier evaluations
+            self.summary["evaluations"] = json.loads(path.read_text()).get("evaluations", {})
+        if self.is_main:
+            self.logger = Logger(run_dir, start_step=start, **build.to_dict(cfg.logger))
+            self.progress = Progress(cfg.steps, start)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Write metrics and move the progress bar."""
+        if self.is_main:
+            self.logger.log(step, values)
+            self.progress.update(step, values)
+
+    def evaluation(self, name: str, step: int, result: TensorDict) -> None:
+        """Keep an evaluation's numbers for the summary and its pictures for the report."""
+        block = save_evaluation(self.run_dir, name, step, result)
+        self.summary["evaluations"].setdefault(name, []).append({"step": step, **block})
+
+    def finish(self, trainer: Trainer, code: int) -> None:
+        """Write summary.json and report.html."""
+        if not self.is_main:
+            return
+        done = checkpoint.steps(trainer.checkpoints)
+        self.summary |= {
+            "steps": done[-1] if done else 0,
+            "updates_per_second": trainer.stopwatch.per_second,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "seconds": time.time() - self.started,
+            "is_finished": code == 0,
+        }
+        atomic_write(self.run_dir / "summary.json", json.dumps(self.summary, indent=1))
+        self.progress.close()
+        self.logger.close()
+        report = write_report(self.run_dir)
+        if code == 0:
+            print(f"done: {report}")
+        else:
+            print(
+                f"stopped at step {self.summary['steps']}; go on with the same command, run_dir={self.run_dir} and resume=true"
+            )
