@@ -90,13 +90,10 @@ class ZeroShotEvaluator:
 
     def infer_tasks(self, agent: Any) -> dict[str, Tensor]:
         """The task vector [d] of every task."""
-        generator = Generator(device_of(agent)).manual_seed(self.seed)
-        labelled = self.source.labelled(self.num_labelled, generator)
-        suite = self.source.tasks
+        device, suite, shift = device_of(agent), self.source.tasks, self.reward_shift
+        labelled = self.source.labelled(self.num_labelled, Generator(device).manual_seed(self.seed))
+        observation = labelled[OBSERVATION].to(device)
         if self.infer == "goal":
-            return {task: agent.infer_task(labelled[OBSERVATION], goal=suite.goal_of(task)) for task in self.tasks}
-        shift = self.reward_shift
-        return {
-            task: agent.infer_task(labelled[OBSERVATION], reward=suite.reward(task, labelled) + shift)
-            for task in self.tasks
-        }
+            return {task: agent.infer_task(observation, goal=suite.goal_of(task).to(device)) for task in self.tasks}
+        rewards = {task: suite.reward(task, labelled).to(device) + shift for task in self.tasks}
+        return {task: agent.infer_task(observation, reward=reward) for task, reward in rewards.items()}
