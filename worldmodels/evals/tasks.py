@@ -177,4 +177,4 @@ def goal_positions(source: Any, tasks: Sequence[str]) -> dict[str, list[float]]:
     if source.tasks.maze() is None:
         return {}
     goals = {task: source.tasks.goal_of(task) for task in tasks}
-    return {task: goal[STATE][:2].tolist() for task, goal in goals.items() if STATE in goal.keys()}  # noqa: SIM118 - a TensorDict
+    return {task: goal[STATE][:2].tolist() for task, goal in goals.items() if STATE in goal.keys()}
