@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +78,6 @@ def test_every_module_has_a_layer() -> None:
     assert missing == [], "name these in the layers contract of pyproject.toml"
 
 
-@pytest.mark.skipif(not (ROOT / "worldmodels" / "run.py").exists(), reason="run.py is being written")
 def test_help_answers_at_once() -> None:
     """Under 3 s of processor time, and without torch, whose import alone takes a second."""
     code = (
