@@ -117,7 +117,7 @@ def _comparison(blocks: Mapping[str, Any]) -> str:
 
 
 def _evaluation(run_dir: Path, name: str, block: Mapping[str, Any], budget: _Budget) -> str:
-    rows, columns = _tabulate(block["metrics"])
+    rows, columns = tabulate(block["metrics"])
     table = _table([name, *columns], rows)
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in block.get("notes", []))
     newest = [run_dir / path for path in block.get("media", [])]
@@ -137,7 +137,7 @@ def _own_evaluations(run_dir: Path) -> list[str]:
     sections = []
     for path in sorted((run_dir / "evaluations").glob("*/summary.json")):
         summary, budget = _read_json(path), _Budget(MAX_EMBEDDED // 4)
-        rows, columns = _tabulate(summary.get("metrics", {}))
+        rows, columns = tabulate(summary.get("metrics", {}))
         figures = "".join(_figure(run_dir, file, budget) for file in sorted(path.parent.iterdir()))
         title = escape(str(summary.get("title", path.parent.name)))
         content = f"{_table(['', *columns], rows)}<div class='figures'>{figures}</div>"
@@ -145,7 +145,7 @@ def _own_evaluations(run_dir: Path) -> list[str]:
     return sections
 
 
-def _tabulate(metrics: Mapping[str, float | None]) -> tuple[list[list[str]], list[str]]:
+def tabulate(metrics: Mapping[str, float | None]) -> tuple[list[list[str]], list[str]]:
     """Rows and columns of "row/column" metrics; a column's _low and _high become its interval; no row means "mean"."""
     cells: dict[str, dict[str, str]] = {}
     for key in metrics:

@@ -78,5 +78,5 @@ class FloorEvaluator:
                     workers=self.workers,
                     max_steps=self.max_steps,
                 )
-                self._result = result_of(self.source, played, notes, seed=self.seed, draws=False)
+                self._result = result_of(self.source, played, notes, seed=self.seed, goals=None)
         return self._result

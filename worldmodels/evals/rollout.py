@@ -18,6 +18,9 @@ from torch import Generator, Tensor
 from worldmodels.core import Policy
 from worldmodels.keys import ACTION, NOISE, OBSERVATION, PHYSICS, REWARD, TASK, TERMINATED
 
+Judge = Callable[[TensorDict], tuple[Tensor, Tensor | None]]
+"""What replaces a benchmark's own judgement: td[E] -> (reward [E], success bool [E] or None where there is none)."""
+
 SUCCESS, TRUNCATED = "success", "truncated"
 NO_TIME_LIMIT = 100_000  # steps after which an environment without a limit is an error
 
@@ -46,14 +49,14 @@ class Film:
 class _Task:
     """The running episodes of one environment."""
 
-    def __init__(self, env: Any, film: Film | None) -> None:
-        self.env, self.film = env, film
+    def __init__(self, env: Any, judge: Judge | None, film: Film | None) -> None:
+        self.env, self.judge, self.film = env, judge, film
         self.now: TensorDict = env.reset()
         num = self.now.batch_size[0]
         self.returns = torch.zeros(num, dtype=torch.float64)
         self.lengths = torch.zeros(num, dtype=torch.int64)
-        solved = self.now.get(SUCCESS, None)
-        self.is_solved_at_start = torch.zeros(num, dtype=torch.bool) if solved is None else solved.cpu().bool()
+        _, solved, _ = self._judged()
+        self.is_solved_at_start = torch.zeros(num, dtype=torch.bool) if solved is None else solved
         self.success: Tensor | None = None
         self.running = torch.ones(num, dtype=torch.bool)
         self.positions = [_position(self.now)]
@@ -64,22 +67,32 @@ class _Task:
         except Exception as error:  # whatever a missing renderer, library or driver raises; episodes matter more
             self.film, self.note = None, f"no video, rendering failed: {' '.join(str(error).split())[:200]}"
 
-    def step(self, action: Tensor, reward_of: Callable[[TensorDict], Tensor] | None) -> None:
+    def step(self, action: Tensor) -> None:
         if not bool(self.running.any()):
             return
         self.now = self.env.step(TensorDict({ACTION: action}, [action.shape[0]]))
-        reward = self.now[REWARD] if reward_of is None else reward_of(self.now)
-        self.returns += torch.where(self.running, reward.cpu().double(), 0.0)
+        reward, success, has_ended = self._judged()
+        self.returns += torch.where(self.running, reward, 0.0)
         self.lengths += self.running
-        success = self.now.get(SUCCESS, None)
         if success is not None:
             before = torch.zeros_like(self.running) if self.success is None else self.success
-            self.success = before | (success.cpu().bool() & self.running)
+            self.success = before | (success & self.running)
         position = _position(self.now)
         if position is not None:
             self.positions.append(torch.where(self.running[:, None], position, torch.nan))
-        self.running &= ~(self.now[TERMINATED] | self.now[TRUNCATED]).cpu().bool()
+        self.running &= ~has_ended
         self._shoot()
+
+    def _judged(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Reward float64 [E], success and end bool [E] of the present rows. A judge's success ends an episode."""
+        truncated = self.now[TRUNCATED].cpu()
+        if self.judge is None:
+            reward, success = self.now[REWARD], self.now.get(SUCCESS, None)
+            has_ended = self.now[TERMINATED].cpu() | truncated
+        else:
+            reward, success = self.judge(self.now)
+            has_ended = truncated if success is None else truncated | success.cpu().bool()
+        return reward.cpu().double(), None if success is None else success.cpu().bool(), has_ended
 
     def _shoot(self) -> None:
         film, at = self.film, int(self.lengths[0])
@@ -101,7 +114,7 @@ def rollout(
     action_dim: int,
     device: torch.device,
     z: Mapping[str, Tensor] | None = None,
-    reward_of: Callable[[TensorDict], Tensor] | None = None,
+    judge: Judge | None = None,
     max_steps: int | None = None,
     film: Film | None = None,
 ) -> dict[str, Episodes]:
@@ -115,14 +128,15 @@ def rollout(
         action_dim: A.
         device: of the policy.
         z: {task: [d]}, the same for all episodes of a task.
-        reward_of: replaces the environment's reward: td[E] -> [E], called with what ``step`` returned.
+        judge: replaces the environment's reward, success and end; called with what ``reset`` and ``step`` return. The
+            environments must then not end on their own success.
         max_steps: end every episode after so many steps; None leaves it to the environment.
         film: films the first episode of each task; needs environments that render.
 
     Returns:
         {task: Episodes}.
     """
-    tasks = {name: _Task(env, film) for name, env in envs.items()}
+    tasks = {name: _Task(env, judge, film) for name, env in envs.items()}
     sizes = [task.running.shape[0] for task in tasks.values()]
     task_vectors = None
     if z is not None:
@@ -141,7 +155,7 @@ def rollout(
             td[TASK] = task_vectors
         action = policy.act(td, explore=False)[ACTION].to("cpu")
         for task, rows in zip(tasks.values(), action.split(sizes), strict=True):
-            task.step(rows, reward_of)
+            task.step(rows)
     return {name: task.episodes() for name, task in tasks.items()}
 
 

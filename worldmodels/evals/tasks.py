@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from worldmodels.core import Policy
 from worldmodels.evals.bootstrap import bootstrap_interval
 from worldmodels.evals.pictures import film, maze_picture
 from worldmodels.evals.results import pack
-from worldmodels.evals.rollout import Episodes, Film, rollout
+from worldmodels.evals.rollout import Episodes, Film, Judge, rollout
 from worldmodels.keys import ACTION, STATE
 
 
@@ -50,7 +50,7 @@ def play(
     device: torch.device,
     workers: int = 0,
     z: Mapping[str, Tensor] | None = None,
-    reward_of: Callable[[TensorDict], Tensor] | None = None,
+    judge: Judge | None = None,
     max_steps: int | None = None,
     is_filmed: bool = False,
 ) -> tuple[dict[str, Episodes], list[str]]:
@@ -62,7 +62,9 @@ def play(
     envs: dict[str, Any] = {}
     try:
         for index, task in enumerate(tasks):
-            envs[task] = source.tasks.make(task, num_envs=episodes, seed=env_seed(seed, index), workers=workers)
+            options = {} if judge is None else {"ends_on_success": False}  # the judge decides instead
+            make = source.tasks.make
+            envs[task] = make(task, num_envs=episodes, seed=env_seed(seed, index), workers=workers, **options)
         played = rollout(
             envs,
             policy,
@@ -70,7 +72,7 @@ def play(
             action_dim=source.spec[ACTION].shape[-1],
             device=device,
             z=z,
-            reward_of=reward_of,
+            judge=judge,
             max_steps=max_steps,
             film=Film() if is_filmed and source.tasks.maze() is None else None,
         )
@@ -122,8 +124,8 @@ def _mean(name: str, groups: list[Tensor], generator: Generator) -> dict[str, fl
     return {name: float(np.mean(means)) if means else float("nan"), f"{name}_low": low, f"{name}_high": high}
 
 
-def draw(source: Any, played: Mapping[str, Episodes], goals: Mapping[str, Any]) -> dict[str, bytes]:
-    """Pictures of mazes and films of the rest, as {file name: content}. ``goals`` are positions to mark, or None."""
+def draw(source: Any, played: Mapping[str, Episodes], goals: Mapping[str, Sequence[float]]) -> dict[str, bytes]:
+    """Pictures of mazes, with marks at ``goals``, and films of the rest, as {file name: content}."""
     files: dict[str, bytes] = {}
     maze = source.tasks.maze()
     for task, episodes in played.items():
@@ -162,13 +164,18 @@ def episode_list(played: Mapping[str, Episodes], *, seed: int) -> bytes:
 
 
 def result_of(
-    source: Any, played: Mapping[str, Episodes], notes: Sequence[str], *, seed: int, draws: bool
+    source: Any,
+    played: Mapping[str, Episodes],
+    notes: Sequence[str],
+    *,
+    seed: int,
+    goals: Mapping[str, Sequence[float]] | None,
 ) -> TensorDict:
-    """An evaluator's result: scores, the evaluation list, and with ``draws`` pictures and films."""
+    """An evaluator's result: scores, the evaluation list, and pictures with these goals; None leaves pictures out."""
     metrics, more = score(played, seed=seed)
     files = {"episodes.json": episode_list(played, seed=seed)}
-    if draws:
-        files |= draw(source, played, goal_positions(source, list(played)))
+    if goals is not None:
+        files |= draw(source, played, goals)
     return pack(metrics, files=files, notes=[*notes, *more])
 
 

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from worldmodels.core import Objective, ZeroShot
 from worldmodels.evals.results import device_of, judging
-from worldmodels.evals.tasks import choose_tasks, play, result_of
+from worldmodels.evals.tasks import choose_tasks, goal_positions, play, result_of
 from worldmodels.keys import OBSERVATION
 
 
@@ -86,7 +86,8 @@ class ZeroShotEvaluator:
                 max_steps=self.max_steps,
                 is_filmed=self.is_filmed,
             )
-            return result_of(self.source, played, notes, seed=self.seed, draws=True)
+            goals = goal_positions(self.source, self.tasks)
+            return result_of(self.source, played, notes, seed=self.seed, goals=goals)
 
     def infer_tasks(self, agent: Any) -> dict[str, Tensor]:
         """The task vector [d] of every task."""
