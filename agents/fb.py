@@ -26,7 +26,7 @@ def measure_loss(forward: Tensor, backward: Tensor, target: Tensor, discount: Te
     """Squared Bellman residual of the successor measure.
 
     Args:
-        forward: F(s, z, a), [K, B, d]; backward: B(s') [B, d]; target: the next step's measure [B, B], row s, column s'.
+        forward: F(s, z, a), [K, B, d]; backward: B(s') [B, d]; target: the next step's measure, [B, B].
         discount: [B], zero where the episode terminated.
 
     Source: FB, Touati and Ollivier 2021, appendix; scaled as the released code: half the sum over members of the mean

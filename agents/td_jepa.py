@@ -26,7 +26,7 @@ from worldmodels.targets import EMA
 
 
 def health(prediction: Tensor, target: Tensor, features: Tensor) -> dict[str, Tensor]:
-    """What a collapsing predictor shows: cosine of prediction [K, B, D] to target [B, D], spread of target and latent."""
+    """What shows a collapse: cosine of ``prediction`` [K, B, D] to ``target`` [B, D], spread of target and latent."""
     with torch.no_grad():
         return {
             "cosine": F.cosine_similarity(prediction.mean(0), target, dim=-1).mean(),

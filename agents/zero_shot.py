@@ -1,8 +1,8 @@
 """The scaffold of zero-shot RL: what all methods that act for a task vector z share.
 
 A method learns task features psi(s) and successor predictions F(phi(s), z, a) of them; the value of task z is
-Q = F . z. Here live the task vectors used in training, the actor phase, acting, and the two rules that turn samples of a
-reward into a task vector. A method's own file holds its feature loss, its critic target and its choice of rule.
+Q = F . z. Here live the task vectors used in training, the actor phase, acting, and the two rules that turn samples of
+a reward into a task vector. A method's own file holds its feature loss, its critic target and its choice of rule.
 
 Networks: ``encoder`` (perception; a normaliser for states, a conv net for pixels) -> ``state_net`` (phi), and
 ``task_encoder`` -> ``task_net`` (psi). Encoders have no target copy; the small networks on top do.
@@ -251,7 +251,7 @@ class ZeroShotAgent(Objective):
 
     @torch.no_grad()
     def infer_task(self, obs: TensorDict, reward: Tensor | None = None, goal: TensorDict | None = None) -> Tensor:
-        """Return the task vector [d] for ``reward`` [N] of reaching ``obs`` [N], or for reaching ``goal`` (batch [])."""
+        """Return the task vector [d] for ``reward`` [N] of reaching ``obs`` [N], or for reaching ``goal``."""
         if (reward is None) == (goal is None):
             raise ValueError("infer_task needs either a reward or a goal")
         features = self.task_features(self.task_encoder(obs)[POOLED])  # [N, d]

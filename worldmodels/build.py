@@ -48,7 +48,7 @@ def use_fast_matmul(device: torch.device) -> bool:
 
 
 def build_source(cfg: DictConfig, device: torch.device) -> Source:
-    """The source of ``cfg.env``, wrapped by ``cfg.relabel``; a Mixture when an agent and an objective train together."""
+    """The source of ``cfg.env``, wrapped by ``cfg.relabel``; a Mixture for an agent and an objective together."""
     source = instantiate(cfg.env.source, device=device)
     if cfg.relabel is not None:
         source = instantiate(cfg.relabel)(source)

@@ -35,7 +35,7 @@ class Source(Protocol):
     """One step, without a batch dimension."""
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
-        """Draw windows: batch size [B], leaves [B, T, ...], on the source's device, a function of ``generator`` only."""
+        """Draw windows: batch size [B], leaves [B, T, ...], on the source's device; depends on ``generator`` only."""
         ...
 
     def attach(self, policy: Policy | None) -> None:

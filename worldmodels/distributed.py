@@ -1,4 +1,4 @@
-"""Data parallelism over processes started by torchrun. torch.distributed is the engine; this file is the little around it.
+"""Data parallelism over processes started by torchrun. torch.distributed is the engine.
 
 Every process draws its own share of the batch, computes gradients, and averages them with the others. A process group
 exists only under torchrun, so every function here is free on a single process.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -59,6 +60,15 @@ def any_process(flag: bool, device: torch.device) -> bool:
     shared = torch.tensor(float(flag), device=device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return bool(shared)
+
+
+def share(value: Any) -> Any:
+    """The first process's ``value``, on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 @torch.no_grad()

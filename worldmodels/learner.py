@@ -1,7 +1,7 @@
 """One update of all phases: losses, gradients, optimizer steps, targets.
 
-Per phase: loss -> weighted sum -> backward -> average over processes -> clip -> step; then every Target follows. Nothing
-here waits for the device: losses are summed on it and read when the trainer logs.
+Per phase: loss -> weighted sum -> backward -> average over processes -> clip -> step; then every Target follows.
+Nothing here waits for the device: losses are summed on it and read when the trainer logs.
 
 On a GPU the whole update, from task vectors to targets, is captured in one CUDA graph; the static input buffers are the
 batch. That is why an update draws no random numbers (transforms do) and why a learning rate is a tensor there.

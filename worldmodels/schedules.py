@@ -1,4 +1,4 @@
-"""Learning-rate factors and momentum schedules: functions of the step alone, so that a resumed run follows them exactly."""
+"""Learning-rate factors and momentum schedules: functions of the step alone, so resume is exact."""
 
 from __future__ import annotations
 

@@ -19,18 +19,7 @@ from worldmodels.report import save_evaluation, write_report
 from worldmodels.trainer import Trainer
 
 # What may differ between a run and its resumption: where and how long, never what is computed.
-FREE_KEYS = {
-    "steps",
-    "run_dir",
-    "resume",
-    "device",
-    "threads",
-    "log_every",
-    "eval_every",
-    "checkpoint_every",
-    "logger",
-    "eval",
-}
+FREE_KEYS = set("steps run_dir resume device threads log_every eval_every checkpoint_every logger eval".split())
 
 
 def claim_run_dir(cfg: DictConfig) -> Path:
@@ -40,8 +29,9 @@ def claim_run_dir(cfg: DictConfig) -> Path:
         ValueError: if the folder holds another run, or this one without resume=true, or other files.
     """
     if cfg.run_dir is None:
-        what = "-".join(str(n) for n in (cfg.name, cfg.env.get("dataset")) if n)
-        cfg.run_dir = f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}"
+        methods = [node._target_.split(".")[-2] for node in (cfg.agent, cfg.objective) if node is not None]
+        what = "-".join([*methods, *filter(None, [cfg.env.get("dataset")])])
+        cfg.run_dir = distributed.share(f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
     run_dir = Path(cfg.run_dir)
     if (run_dir / "config.yaml").is_file():
         saved = build.load_config(run_dir)
@@ -82,11 +72,6 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
         raise ValueError(f"batch_size={cfg.batch_size} does not divide among {distributed.world_size()} processes")
     build.use_fast_matmul(device)
     run_dir = claim_run_dir(cfg)
-    distributed.barrier()  # every process looked at the folder before the first one writes to it
-    if distributed.is_main():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-
     source = build.build_source(cfg, device)
     objective = build.build_objective(cfg, source, device)
     learner = build.build_learner(cfg, objective, device)
@@ -99,6 +84,9 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
         state = checkpoint.read_state(path)
         start, best = saved[-1], tuple(state["best"]) if state["best"] else None
 
+    distributed.barrier()  # every process has looked at the folder before the first one writes to it
+    if distributed.is_main():
+        atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
     record = Record(
         cfg, run_dir, command=command, device=device, start=start, parameters=build.num_parameters(objective)
     )
@@ -164,7 +152,7 @@ class Record:
     def evaluation(self, name: str, step: int, result: TensorDict) -> None:
         """Keep an evaluation's numbers for the summary and its pictures for the report."""
         block = save_evaluation(self.run_dir, name, step, result)
-        self.summary["evaluations"].setdefault(name, []).append({"step": step, **block})
+        self.summary["evaluations"].setdefault(name, []).append(block)
 
     def finish(self, trainer: Trainer, code: int) -> None:
         """Write summary.json and report.html."""
@@ -182,9 +170,6 @@ class Record:
         self.progress.close()
         self.logger.close()
         report = write_report(self.run_dir)
-        if code == 0:
-            print(f"done: {report}")
-        else:
-            print(
-                f"stopped at step {self.summary['steps']}; go on with the same command, run_dir={self.run_dir} and resume=true"
-            )
+        where = f"step {self.summary['steps']} of {trainer.steps}; report: {report}"
+        again = f"; go on with the same command, run_dir={self.run_dir} and resume=true"
+        print(f"done: {where}" if code == 0 else f"stopped: {where}{again}")

@@ -1,4 +1,4 @@
-"""What follows an online module: an exponential moving average, a frozen copy, or the module itself without gradient."""
+"""What follows an online module: a moving average, a frozen copy, or itself without gradient."""
 
 from __future__ import annotations
 

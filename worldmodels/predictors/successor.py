@@ -63,7 +63,7 @@ def successor_target(next_latent: Tensor, next_successor: Tensor, discount: Tens
 
 
 def latent_td_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of ``prediction`` [K, B, D] to ``target`` [B, D]: summed over D, averaged over members and batch.
+    """Squared distance of ``prediction`` [K, B, D] to ``target`` [B, D]: sum over D, mean over members and batch.
 
     Source: TD-JEPA eq. 6-7; as its code, without the paper's factor 1/2 (sheet td_jepa section 1.10).
     """

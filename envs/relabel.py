@@ -1,0 +1,54 @@
+"""Sources that wrap a source and add rows from elsewhere in the store: what a transform cannot do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Generator
+
+from worldmodels.core import Policy
+from worldmodels.keys import FUTURE, OBSERVATION
+
+
+class Futures:
+    """Adds "future": the observation k steps after the window's first row, k ~ Geometric(1 - discount), k >= 1.
+
+    The future stays in its trajectory: beyond the end it is the last row (sheet td_jepa, section 1.9).
+
+    Args:
+        source: fixed data with a ``store``.
+        discount: of the horizon, within (0, 1).
+
+    Raises:
+        ValueError: if the source has no store.
+    """
+
+    def __init__(self, source: Any, *, discount: float) -> None:
+        if not hasattr(source, "store"):
+            raise ValueError(
+                f"futures need fixed data with a store; {type(source).__name__} has none. Use env=ogbench."
+            )
+        if not 0 < discount < 1:
+            raise ValueError(f"discount={discount}: a geometric horizon needs it within (0, 1)")
+        self.source, self.discount, self.spec = source, discount, source.spec
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else (labels, tasks) is the wrapped source's."""
+        return getattr(self.source, name)
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        """Draw windows as the source does, each with "future" of batch size [B]."""
+        store = self.source.store
+        first = store.draw(batch_size, window, generator)  # [B]
+        uniform = torch.rand(batch_size, generator=generator, device=generator.device).to(first.device)
+        ahead = (torch.log1p(-uniform) / math.log(self.discount)).floor() + 1  # inverse of the geometric distribution
+        future = torch.minimum(first + ahead.to(first.dtype), store.last_rows(first))
+        batch = store.rows(first.unsqueeze(-1) + torch.arange(window, device=first.device, dtype=first.dtype))
+        return batch.set(FUTURE, store.rows(future).select(OBSERVATION))
+
+    def attach(self, policy: Policy | None) -> None:
+        """Pass the policy on."""
+        self.source.attach(policy)
