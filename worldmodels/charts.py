@@ -14,13 +14,20 @@ LOG_RATIO = 50.0  # positive values that span more than this are drawn on a loga
 Band = tuple[Sequence[float], Sequence[float]]
 
 
-def line_chart(steps: Sequence[int], values: Sequence[float], *, band: Band | None = None) -> str:
+def line_chart(
+    steps: Sequence[int],
+    values: Sequence[float],
+    *,
+    band: Band | None = None,
+    limits: tuple[float, float] | None = None,
+) -> str:
     """Draw one metric over steps.
 
     Args:
         steps: rising, at least one.
         values: one a step; those that are not finite leave a gap.
         band: lower and upper limits, one a step, drawn as a shaded interval.
+        limits: ends of the vertical axis; None fits it to the values.
 
     Returns:
         An ``<svg>`` element. Long noisy curves get a smoothed line over the faint raw one; positive values that span
@@ -29,8 +36,8 @@ def line_chart(steps: Sequence[int], values: Sequence[float], *, band: Band | No
     everything = [value for row in (values, *(band or ())) for value in row if math.isfinite(value)]
     if not everything:
         return '<p class="empty">no finite value</p>'
-    is_log = min(everything) > 0 and max(everything) / min(everything) > LOG_RATIO
-    low, high = _limits(everything, is_log)
+    is_log = limits is None and min(everything) > 0 and max(everything) / min(everything) > LOG_RATIO
+    low, high = _limits(everything, is_log) if limits is None else limits
     first, last = steps[0], max(steps[-1], steps[0] + 1)
 
     def x(step: float | int) -> float:

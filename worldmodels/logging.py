@@ -162,15 +162,23 @@ class Progress:
     ) -> None:
         self.total, self.device, self.every_seconds = total, device, every_seconds
         self.stream = stream or sys.stdout
-        self._postfix = ""
+        self._newest: dict[str, float] = {}
+        self._text = ""
         self._recent = deque([(time.monotonic(), start)], maxlen=64)  # the rate is that of the last seconds
         self._shown = -math.inf
         self._bar = _bar(total, start, self.stream) if self.stream.isatty() else None
 
     def update(self, step: int, postfix: str | Mapping[str, float] = "") -> None:
-        """Show that ``step`` steps are done; ``postfix`` (numbers or text) stays until the next one. Cheap to call."""
-        if postfix:
-            self._postfix = postfix if isinstance(postfix, str) else _numbers(postfix)
+        """Show that ``step`` steps are done. Cheap to call.
+
+        Args:
+            step: done so far.
+            postfix: text, or metrics of which the losses and mean success rates are shown; each stays until replaced.
+        """
+        if isinstance(postfix, str):
+            self._text = postfix or self._text
+        else:
+            self._newest |= {name: value for name, value in postfix.items() if _is_headline(name)}
         now = time.monotonic()
         pause = 0.2 if self._bar is not None else self.every_seconds
         if now - self._shown < pause and step < self.total:
@@ -178,7 +186,14 @@ class Progress:
         self._shown = now
         self._recent.append((now, step))
         rate = self.rate
-        text = f"{_rate(rate)}  eta {_eta(self.total - step, rate)}  {_memory(self.device)}  {self._postfix}".rstrip()
+        parts = [
+            _rate(rate),
+            f"eta {_eta(self.total - step, rate)}",
+            _memory(self.device),
+            _numbers(self._newest),
+            self._text,
+        ]
+        text = "  ".join(part for part in parts if part)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, text=text)
         else:
@@ -222,8 +237,13 @@ def _bar(total: int, start: int, stream: Any) -> Any:
     return bar
 
 
+def _is_headline(name: str) -> bool:
+    first, *rest = name.split("/")
+    return first == "loss" or rest == ["success"]
+
+
 def _numbers(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return "  ".join(f"{name.removeprefix('loss/')} {value:.3g}" for name, value in values.items())
 
 
 def _rate(rate: float) -> str:

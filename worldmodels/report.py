@@ -16,6 +16,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from worldmodels.charts import compact, line_chart
 from worldmodels.evals.results import save_evaluation
 from worldmodels.files import atomic_write
@@ -41,8 +43,8 @@ def write_report(run_dir: str | Path) -> Path:
     summary = _read_json(run_dir / "summary.json")
     curves = read_metrics(run_dir / "metrics.csv")
     blocks: dict[str, Any] = {n: history[-1] for n, history in summary.get("evaluations", {}).items() if history}
-    title = str(summary.get("title") or run_dir.resolve().name)
     config = run_dir / "config.yaml"
+    title = _title(config) or run_dir.resolve().name
     body = [
         f"<header><h1>{escape(title)}</h1>{_command(summary)}</header>",
         _tiles(summary, blocks),
@@ -61,6 +63,15 @@ def write_report(run_dir: str | Path) -> Path:
     path = run_dir / "report.html"
     atomic_write(path, page)
     return path
+
+
+def _title(config: Path) -> str:
+    """What was trained on what; empty without a configuration."""
+    if not config.exists():
+        return ""
+    cfg = OmegaConf.load(config)
+    what, data = OmegaConf.select(cfg, "name"), OmegaConf.select(cfg, "env.dataset")
+    return " on ".join(str(part) for part in (what, data) if part)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -223,6 +234,8 @@ def _all_curves(curves: Curves) -> str:
     for name in curves:
         if name.endswith(("_low", "_high")) and name.rsplit("_", 1)[0] in curves:
             continue
+        if len(curves[name][0]) < 2:  # the tables have it
+            continue
         groups.setdefault(name.partition("/")[0] if "/" in name else "other", []).append(name)
     ordered = sorted(groups, key=lambda group: group in _LAST)
     sections = []
@@ -242,15 +255,14 @@ def _card(curves: Curves, name: str) -> str:
     bad = sum(not math.isfinite(value) for value in values)
     label = name.partition("/")[2] or name
     note = f"<p class='bad'>{bad} values are not finite</p>" if bad else ""
-    newest = compact(values[-1])
-    return (
-        f"<div class='card'><h4>{escape(label)}<b>{newest}</b></h4>{line_chart(steps, values, band=band)}{note}</div>"
-    )
+    newest, limits = compact(values[-1]), (0.0, 1.0) if label.endswith("success") else None
+    drawing = line_chart(steps, values, band=band, limits=limits)
+    return f"<div class='card'><h4>{escape(label)}<b>{newest}</b></h4>{drawing}{note}</div>"
 
 
 # --- the bottom of the page -----------------------------------------------------------------------------------------
 def _facts(summary: Mapping[str, Any]) -> str:
-    left_out = {"title", "command", "evaluations", "peak_memory_bytes"}
+    left_out = {"command", "evaluations", "peak_memory_bytes"}
     rows: list[list[str]] = []
     for name, value in summary.items():
         if name in left_out or value is None:
@@ -305,8 +317,8 @@ th,td{text-align:right;padding:5px 14px 5px 0;border-bottom:1px solid var(--rule
 th:first-child,td:first-child{text-align:left}tr.mean td{font-weight:700;border-bottom:0}
 .facts td:last-child{text-align:left;white-space:normal;overflow-wrap:anywhere}.facts th:last-child{text-align:left}
 .note,.empty{color:var(--dim);font-size:13px;margin:8px 0 0}.bad{color:var(--bad);font-size:12px;margin:2px 0 0}
-.figures{display:flex;flex-wrap:wrap;gap:14px;margin-top:12px}
-figure{margin:0;flex:1 1 300px;max-width:100%}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:14px;margin-top:12px}
+figure{margin:0;min-width:0}
 figure img,figure video{width:100%;border-radius:8px;display:block;border:1px solid var(--rule)}
 figcaption{color:var(--dim);font-size:13px;margin-top:4px}
 .curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(300px,100%),1fr));gap:16px}

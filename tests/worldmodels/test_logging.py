@@ -108,15 +108,18 @@ def test_json_has_no_nan(tmp_path):
 def test_progress_writes_plain_lines_without_a_terminal():
     stream = io.StringIO()
     with Progress(10, 2, every_seconds=0.0, stream=stream) as progress:
-        progress.update(4, {"loss": 0.123456})
+        progress.update(
+            4, {"loss/td": 0.123456, "stat/q": 1.0, "zero_shot/success": 0.5, "zero_shot/task1/success": 0.3}
+        )
         progress.message("saved [step 4]")
         progress.update(10)
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("step 4/10  ")
-    assert "loss 0.1235" in lines[0]
+    assert "td 0.123  zero_shot/success 0.5" in lines[0]
+    assert "task1" not in lines[0]
     assert "GB" in lines[0]
     assert lines[1] == "saved [step 4]"
-    assert "loss 0.1235" in lines[2]  # the newest number stays
+    assert "td 0.123" in lines[2]  # the newest number stays
     assert "eta 0:00" in lines[2]
 
 

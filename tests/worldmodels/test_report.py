@@ -62,7 +62,6 @@ def run_dir(tmp_path):
     blocks["collapse"] = [save_evaluation(tmp_path, "collapse", 5000, collapsed)]
     logger.close()
     summary = {
-        "title": "TD-JEPA on <pointmaze>",
         "command": ["python", "-m", "worldmodels.run", "agent=td_jepa"],
         "versions": versions(),
         "steps": 5000,
@@ -71,7 +70,9 @@ def run_dir(tmp_path):
         "evaluations": blocks,
     }
     atomic_write_json(tmp_path / "summary.json", summary)
-    (tmp_path / "config.yaml").write_text("agent: {_target_: agents.td_jepa.TDJEPA}\n")
+    (tmp_path / "config.yaml").write_text(
+        "name: TD-JEPA\nenv: {dataset: <pointmaze>}\nagent: {_target_: agents.TDJEPA}\n"
+    )
     return tmp_path
 
 
