@@ -1,0 +1,160 @@
+"""One store for trajectories: flat rows on the training device, windows of them by index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+
+from worldmodels.keys import OBSERVATION, PIXELS
+
+
+class TrajectoryStore:
+    """Trajectories laid end to end; a batch of windows is one gather by one index tensor.
+
+    ::
+
+                  |<------ trajectory 1 ------>|<-- trajectory 2 -->|
+        row         0    1    2    3    4    5    6    7    8    9
+        state       s0   s1   s2   s3   s4   s5 | s0   s1   s2   s3
+        action      a0   a1   a2   a3   a4   (-)| a0   a1   a2   (-)     (-) is stored, but led nowhere: no transition
+        ends        0    0    0    0    0    1  | 0    0    0    1
+
+        window=2    [0,1] [1,2] [2,3] [3,4] [4,5] [6,7] [7,8] [8,9]      never [5,6]: two rows are one transition
+        window=4    [0..3] [1..4] [2..5] [6..9]
+
+    A row holds the observation at t and the action taken from it, so no next observation is stored twice. Each valid
+    start is equally likely. The end of a trajectory is not the end of the task; "terminated" says where that is.
+
+    Args:
+        rows: [N] one row a step, trajectory after trajectory, on one device, or memory-mapped (see ``to_disk``).
+        ends: bool [N], true on the last row of each trajectory and on row N - 1.
+        device: where batches are wanted; None means where the rows are.
+        frame_stack: pictures of this many consecutive rows are joined along channels, oldest first. The first picture
+            of a trajectory stands in for those before it.
+
+    Raises:
+        ValueError: if the last row ends no trajectory, or the lengths differ.
+    """
+
+    def __init__(
+        self, rows: TensorDict, ends: Tensor, *, device: torch.device | str | None = None, frame_stack: int = 1
+    ) -> None:
+        if ends.shape != rows.batch_size or not bool(ends[-1]):
+            raise ValueError(f"ends {list(ends.shape)} must mark the last of the {len(rows)} rows")
+        leaves = dict(rows.items(include_nested=True, leaves_only=True))
+        self._leaves: dict[str | tuple[str, ...], Tensor] = leaves
+        self._rows_device = next(iter(leaves.values())).device
+        self.device = self._rows_device if device is None else torch.device(device)
+        self.frame_stack = frame_stack
+        self.ends = torch.nonzero(ends.cpu()).flatten()  # [M] last row of each trajectory
+        begins = torch.cat([self.ends.new_zeros(1), self.ends[:-1] + 1])
+        self.lengths = self.ends - begins + 1  # [M] rows
+        kind = torch.int32 if len(rows) < 2**31 else torch.int64  # half the memory of the index
+        self._kind = kind
+        self._last = torch.repeat_interleave(self.ends, self.lengths).to(self._rows_device, kind)  # [N]
+        self._first = torch.repeat_interleave(begins, self.lengths).to(self._rows_device, kind)
+        self._starts: dict[int, Tensor] = {}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, N."""
+        return len(self._last)
+
+    @property
+    def num_trajectories(self) -> int:
+        """Trajectories, M."""
+        return len(self.ends)
+
+    @property
+    def num_transitions(self) -> int:
+        """Pairs of consecutive rows, N - M."""
+        return self.num_rows - self.num_trajectories
+
+    def starts(self, window: int) -> Tensor:
+        """First rows of all windows of ``window`` rows [W], on the rows' device; computed once for each length.
+
+        Raises:
+            ValueError: if no trajectory is that long.
+        """
+        if window not in self._starts:
+            if window < 1:
+                raise ValueError(f"window={window}: a window has at least one row")
+            row = torch.arange(self.num_rows, dtype=self._kind, device=self._last.device)
+            found = torch.nonzero(self._last - row >= window - 1).flatten()
+            if len(found) == 0:
+                longest = int(self.lengths.max())
+                raise ValueError(
+                    f"window={window}: the longest of {self.num_trajectories} trajectories has {longest} rows"
+                )
+            self._starts[window] = found.to(self._rows_device, self._kind)
+        return self._starts[window]
+
+    def last_rows(self, index: Tensor) -> Tensor:
+        """Last row of the trajectory of each row of ``index`` [B], on the rows' device."""
+        return self._last[index]
+
+    def draw(self, num: int, window: int, generator: Generator) -> Tensor:
+        """First rows [num] of windows drawn uniformly and independently; no host sync when all is on one device."""
+        starts = self.starts(window)
+        pick = torch.randint(len(starts), (num,), generator=generator, device=generator.device)
+        return starts[pick.to(starts.device)]
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        """Draw windows.
+
+        Args:
+            batch_size: windows, B.
+            window: rows of each, T.
+            generator: on the device of the batch; the batch is a function of its state alone.
+
+        Returns:
+            batch size [B], leaves [B, T, ...], on ``device``.
+        """
+        offset = torch.arange(window, device=self._rows_device, dtype=self._kind)
+        return self.rows(self.draw(batch_size, window, generator).unsqueeze(-1) + offset)
+
+    def rows(self, index: Tensor) -> TensorDict:
+        """Copy rows to ``device``.
+
+        Args:
+            index: integers [B, ...], on the rows' device.
+
+        Returns:
+            batch size [B], leaves [B, ..., *row].
+        """
+        out = TensorDict({}, batch_size=index.shape[:1])
+        for key, leaf in self._leaves.items():
+            is_stacked = self.frame_stack > 1 and key == (OBSERVATION, PIXELS)
+            out[key] = self._stacked(leaf, index) if is_stacked else self._gather(leaf, index)
+        return out
+
+    def _gather(self, leaf: Tensor, index: Tensor) -> Tensor:
+        found = leaf.index_select(0, index.flatten()).unflatten(0, index.shape)
+        return found if found.device == self.device else found.to(self.device, non_blocking=True)
+
+    def _stacked(self, leaf: Tensor, index: Tensor) -> Tensor:
+        """Pictures [B, ..., k * C, H, W]: those of the k rows up to each row, within its trajectory."""
+        back = torch.arange(1 - self.frame_stack, 1, device=index.device, dtype=index.dtype)  # oldest first
+        frames = torch.maximum(index.unsqueeze(-1) + back, self._first[index].unsqueeze(-1))  # [B, ..., k]
+        return self._gather(leaf, frames).flatten(-4, -3)
+
+
+def to_disk(folder: Path, rows: int, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> TensorDict:
+    """Make empty memory-mapped rows in ``folder``, to be filled; ``from_disk`` opens them again.
+
+    Args:
+        folder: new or empty.
+        rows: N.
+        shapes: for each key, with "/" between nested names, the shape of one row and its type.
+    """
+    like = {key: torch.empty(1, dtype=kind).expand(rows, *shape) for key, (shape, kind) in shapes.items()}
+    nested = TensorDict(like, batch_size=[rows]).unflatten_keys("/")
+    return nested.memmap_like(str(folder))
+
+
+def from_disk(folder: Path) -> TensorDict:
+    """Open rows written through ``to_disk``; nothing is read until rows are gathered."""
+    return TensorDict.load_memmap(str(folder))

@@ -1,0 +1,115 @@
+"""The trajectory store: windows stay in their trajectory, every one is equally likely, disk and memory agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torch import Generator
+
+from envs.replay import TrajectoryStore, from_disk, to_disk
+
+
+def _store(lengths: list[int], **options) -> TrajectoryStore:
+    """Rows that carry their trajectory and their place in it."""
+    num = sum(lengths)
+    trajectory = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    place = torch.cat([torch.arange(length) for length in lengths])
+    ends = torch.zeros(num, dtype=torch.bool)
+    ends[torch.tensor(lengths).cumsum(0) - 1] = True
+    state = torch.stack([trajectory, place], -1).float()
+    picture = torch.arange(num, dtype=torch.uint8).reshape(num, 1, 1, 1).expand(num, 3, 2, 2).contiguous()
+    rows = TensorDict({"observation": {"state": state, "pixels": picture}, "action": state + 0.5}, batch_size=[num])
+    return TrajectoryStore(rows, ends, **options)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5), st.integers(0, 2**31))
+def test_windows_never_cross_a_trajectory_end(lengths: list[int], window: int, seed: int) -> None:
+    store = _store(lengths)
+    if max(lengths) < window:
+        with pytest.raises(ValueError, match="the longest of"):
+            store.sample(4, window, Generator().manual_seed(seed))
+        return
+    state = store.sample(64, window, Generator().manual_seed(seed))["observation", "state"]
+    assert state.shape == (64, window, 2)
+    trajectory, place = state.unbind(-1)
+    assert (trajectory == trajectory[:, :1]).all()
+    assert (place - place[:, :1] == torch.arange(window)).all()
+    assert len(store.starts(window)) == sum(max(0, length - window + 1) for length in lengths)
+
+
+def test_every_window_is_equally_likely() -> None:
+    store = _store([5, 2, 3])
+    state = store.sample(70_000, 2, Generator().manual_seed(0))["observation", "state"][:, 0]
+    count = torch.unique(state, dim=0, return_counts=True)[1]
+    assert len(count) == 4 + 1 + 2
+    assert (count - 10_000).abs().max() < 500
+
+
+def test_the_last_action_is_never_that_of_a_transition() -> None:
+    store = _store([4, 4])
+    action = store.sample(500, 2, Generator().manual_seed(0))["action"][:, 0]
+    assert action[:, 1].max() == 2.5, "the action of place 3 led nowhere"
+    assert store.num_transitions == 6
+
+
+def test_a_batch_is_a_function_of_the_generator() -> None:
+    store = _store([9, 9])
+    first, again = (store.sample(8, 3, Generator().manual_seed(5)) for _ in range(2))
+    other = store.sample(8, 3, Generator().manual_seed(6))
+    assert (first == again).all()
+    assert not (first == other).all()
+    assert first.batch_size == (8,)
+
+
+def test_pictures_are_stacked_within_their_trajectory() -> None:
+    store = _store([3, 4], frame_stack=3)
+    pixels = store.rows(torch.tensor([[2, 3], [4, 6]], dtype=torch.int32))["observation", "pixels"]
+    assert pixels.shape == (2, 2, 9, 2, 2)
+    frames = pixels[..., ::3, 0, 0]  # one value a picture
+    assert frames.tolist() == [[[0, 1, 2], [3, 3, 3]], [[3, 3, 4], [4, 5, 6]]], "oldest first; the first row repeats"
+
+
+def test_disk_and_memory_give_the_same_batches(tmp_path: Path) -> None:
+    memory = _store([6, 7])
+    flat = {key: memory._leaves[key] for key in memory._leaves}
+    names = {"/".join(key) if isinstance(key, tuple) else key: key for key in flat}
+    shapes = {name: (tuple(flat[key].shape[1:]), flat[key].dtype) for name, key in names.items()}
+    mapped = to_disk(tmp_path / "rows", 13, shapes)
+    for key in flat:
+        mapped[key][:] = flat[key]
+    ends = torch.zeros(13, dtype=torch.bool)
+    ends[[5, 12]] = True
+    disk = TrajectoryStore(from_disk(tmp_path / "rows"), ends)
+    a, b = (store.sample(32, 2, Generator().manual_seed(1)) for store in (memory, disk))
+    assert (a == b).all()
+
+
+def test_unfinished_data_is_refused() -> None:
+    rows = TensorDict({"action": torch.zeros(3, 1)}, batch_size=[3])
+    with pytest.raises(ValueError, match="must mark the last"):
+        TrajectoryStore(rows, torch.tensor([False, True, False]))
+    with pytest.raises(ValueError, match="window=0"):
+        _store([3]).starts(0)
+
+
+@pytest.mark.gpu
+def test_sampling_on_a_gpu_never_waits() -> None:
+    lengths = [50] * 4
+    cpu = _store(lengths)
+    rows = TensorDict(dict(cpu._leaves), batch_size=[200]).to("cuda")
+    ends = torch.zeros(200, dtype=torch.bool)
+    ends[49::50] = True
+    store, generator = TrajectoryStore(rows, ends), Generator("cuda").manual_seed(0)
+    store.sample(8, 2, generator)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = store.sample(8, 2, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert batch["action"].is_cuda
