@@ -71,7 +71,7 @@ def collect(
     """
     facts = find_dataset(dataset)
     if not facts.is_collectable:
-        raise ValueError(_needs_expert(facts))
+        raise ValueError(needs_expert(facts, default_data_dir() if data_dir is None else Path(data_dir)))
     plan = _plan(facts, transitions=transitions, val_transitions=val_transitions, seed=seed)
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
@@ -79,7 +79,7 @@ def collect(
     folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
     with _disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _one_collector(folder / f".{dataset}.lock"):
+        with exclusive(folder / f".{dataset}.lock"):
             return _collect(facts, plan, folder, workers=workers, progress=progress)
 
 
@@ -280,12 +280,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _needs_expert(facts: Dataset) -> str:
+def needs_expert(facts: Dataset, folder: Path) -> str:
+    """Why a data set cannot be collected here, and which files to put where."""
     policy = "a renderer and days of work" if facts.is_visual and not facts.is_maze else "a trained expert policy"
     names = f"{facts.name}.npz and {facts.name}-val.npz"
     return (
         f"{facts.name} cannot be collected here: its trajectories need {policy}, which ogbench does not ship. Download "
-        f"{names} from https://rail.eecs.berkeley.edu/datasets/ogbench/ and put both into {default_data_dir()} "
+        f"{names} from https://rail.eecs.berkeley.edu/datasets/ogbench/ and put both into {folder} "
         f"(or set data_dir or $OGBENCH_DATA_DIR)"
     )
 
@@ -317,8 +318,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_collector(path: Path) -> Iterator[None]:
-    """Let one process at a time collect a data set; others wait, then find it finished."""
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time fetch a data set; others wait, then find it finished. ``path`` is the lock file."""
     try:
         import fcntl
     except ImportError:  # Windows: two at once would do the work twice, with the same result

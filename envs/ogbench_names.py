@@ -11,6 +11,8 @@ import difflib
 from typing import NamedTuple
 
 _MAZES = {"medium": 1000, "large": 1000, "giant": 500, "teleport": 1000}  # trajectories of "navigate"
+_BODIES = {"point": (2, 2), "ant": (29, 8), "humanoid": (69, 21), "antsoccer": (42, 8)}  # observation, action
+_ARM, _CUBE, _BUTTON = 19, 9, 4  # observation entries: of the arm, of each cube, of each button
 _ARMS = {
     "cube-single": 1000,
     "cube-double": 1000,
@@ -63,6 +65,40 @@ class Dataset(NamedTuple):
     def is_collectable(self) -> bool:
         """Whether the ogbench package has the policy that made the data, and states are enough."""
         return not self.is_visual and (self.name.startswith("pointmaze-") or not self.is_maze)
+
+    @property
+    def num_cubes(self) -> int:
+        """Cubes on the table."""
+        counts = {"single": 1, "double": 2, "triple": 3, "quadruple": 4}
+        return int("scene" in self.name) or counts.get(self.env_name.rsplit("-", 1)[-1], 0)
+
+    @property
+    def num_buttons(self) -> int:
+        """Buttons with a state: two lock the scene's drawer and window, a puzzle is made of them."""
+        if "puzzle" not in self.name:
+            return 2 * int("scene" in self.name)
+        rows, columns = self.env_name.rsplit("-", 1)[-1].split("x")
+        return int(rows) * int(columns)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Of one row in the file: [S], or height, width and channels of a picture."""
+        if self.is_visual:
+            return (64, 64, 3)
+        if self.is_maze:
+            return (self._body[0],)
+        handles = 4 * int("scene" in self.name)  # position and velocity of drawer and window
+        return (_ARM + _CUBE * self.num_cubes + _BUTTON * self.num_buttons + handles,)
+
+    @property
+    def action_dim(self) -> int:
+        """Actions are within [-1, 1]."""
+        return self._body[1] if self.is_maze else 5
+
+    @property
+    def _body(self) -> tuple[int, int]:
+        name = self.env_name.removeprefix("visual-").split("-")[0]
+        return _BODIES[name.removesuffix("maze")]
 
     @property
     def transitions(self) -> int:

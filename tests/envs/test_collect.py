@@ -18,18 +18,12 @@ from envs.behavior import make_behavior, seed_episode
 from envs.collect import collect
 from envs.ogbench_names import DATASETS, find_dataset
 
-MAZE = "pointmaze-medium-stitch-v0"
+MAZE = "pointmaze-medium-stitch-v0"  # as the fixture ``maze``
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}
-
-
-@pytest.fixture(scope="module")
-def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10,050 transitions with one worker; the last trajectory is cut."""
-    return collect(MAZE, data_dir=tmp_path_factory.mktemp("maze"), transitions=10_050, workers=1, progress=False)
 
 
 def test_layout_is_the_published_one(maze: Path) -> None:

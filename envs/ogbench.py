@@ -1,0 +1,222 @@
+"""OGBench: offline data sets of mazes and robot arms, with five tasks each to be solved without their rewards."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+
+from envs.ogbench_files import DataFile, find
+from envs.ogbench_names import Dataset, find_dataset
+from envs.ogbench_tasks import OGBenchTasks
+from envs.replay import TrajectoryStore, from_disk, to_disk
+from worldmodels.core import Policy
+from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE, TERMINATED
+
+_COLUMNS = {"observations": OBSERVATION, "actions": ACTION}
+
+
+class OGBench:
+    """Windows of one OGBench data set, held on the training device and sampled there.
+
+    The file is looked for in ``data_dir``, $OGBENCH_DATA_DIR and ~/.ogbench/data; if it is nowhere, it is downloaded,
+    or collected on this machine where the behaviour policy ships with ogbench.
+
+    Args:
+        dataset: name, such as "pointmaze-medium-navigate-v0".
+        data_dir: folder of NAME.npz and NAME-val.npz.
+        device: where batches are wanted.
+        split: "train" or "val".
+        download: whether to try ogbench's server.
+        collect: whether to collect what cannot be downloaded.
+        transitions: size of the training data to collect; None: as published. Files of another size are not used.
+        workers: processes that collect; None: one a core.
+        seed: of the collection; None: 0, and any file will do.
+        max_device_bytes: larger data stays on disk, memory-mapped; only sampled rows travel to the device.
+        max_episodes: use this many trajectories from the start. The published TD-JEPA numbers used 1000: a fifth of
+            "stitch", a tenth of "explore", all of "navigate" and "play".
+        frame_stack: pictures joined along channels; states have 1.
+
+    Raises:
+        ValueError: unknown name, a damaged or foreign file, an impossible setting: one line each.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset: str,
+        data_dir: str | os.PathLike[str] | None = None,
+        device: torch.device | str = "cpu",
+        split: str = "train",
+        download: bool = True,
+        collect: bool = True,
+        transitions: int | None = None,
+        workers: int | None = None,
+        seed: int | None = None,
+        max_device_bytes: int = 8 * 2**30,
+        max_episodes: int | None = None,
+        frame_stack: int = 1,
+    ) -> None:
+        self.facts: Dataset = find_dataset(dataset)
+        if split not in ("train", "val"):
+            raise ValueError(f"split={split!r}: OGBench has train and val")
+        if frame_stack < 1 or (frame_stack > 1 and not self.facts.is_visual):
+            raise ValueError(f"frame_stack={frame_stack}: {dataset} has states; only pictures are stacked, at least 1")
+        path = find(
+            self.facts,
+            data_dir,
+            is_downloaded=download,
+            is_collected=collect,
+            transitions=transitions,
+            workers=workers,
+            seed=seed,
+        )
+        if split == "val":
+            path = path.with_name(f"{path.stem}-val.npz")
+            if not path.exists():
+                raise ValueError(f"{path} is missing; it belongs beside {self.facts.name}.npz")
+        self.device = torch.device(device)
+        self.split, self.frame_stack = split, frame_stack
+        self._file = DataFile(path, self.facts, max_episodes=max_episodes)
+        self.store = TrajectoryStore(
+            self._load(max_device_bytes), torch.from_numpy(self._file.ends), device=self.device, frame_stack=frame_stack
+        )
+        self.spec = self._make_spec()
+        self._say_what_it_is()
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        """Draw windows [B, T] uniformly; see ``TrajectoryStore.sample``. "terminated" is never true."""
+        return self.store.sample(batch_size, window, generator)
+
+    def attach(self, policy: Policy | None) -> None:
+        """Fixed data needs no policy."""
+
+    def labelled(self, num: int, generator: Generator) -> TensorDict:
+        """Draw states that transitions led to, with what a reward may depend on.
+
+        Args:
+            num: states, N.
+            generator: on any device; the draw is a function of its state.
+
+        Returns:
+            batch size [N]: "observation" reached and "action" that led there [N, A], on the device; "physics" of the
+            simulator in that state, on the CPU: "qpos" and "qvel" float64 [N, n], "button_states" int64 [N, n].
+        """
+        before = self.store.draw(num, 2, generator)
+        reached = self.store.rows(before + 1)
+        out = TensorDict({OBSERVATION: reached[OBSERVATION]}, batch_size=[num])
+        out[ACTION] = self.store.rows(before)[ACTION]
+        index = (before + 1).cpu().long()
+        if self.physics is not None:
+            out[PHYSICS] = TensorDict({k: _exact(v[index]) for k, v in self.physics.items()}, batch_size=[num])
+        return out
+
+    @cached_property
+    def physics(self) -> TensorDict | None:
+        """The simulator's state in every row [N], on the CPU as stored, read when first used; None if unknown."""
+        keys = self._file.physics_keys
+        if not keys:
+            return None
+        columns = {key: torch.from_numpy(self._file.column(key)) for key in keys}
+        return TensorDict(columns, batch_size=[self._file.num_rows])
+
+    @cached_property
+    def tasks(self) -> OGBenchTasks:
+        """The benchmark's five tasks."""
+        return OGBenchTasks(self)
+
+    @property
+    def path(self) -> Path:
+        """The file in use."""
+        return self._file.path
+
+    @cached_property
+    def provenance(self) -> dict[str, Any] | None:
+        """How the file was made, if it was collected on some machine; None for published files."""
+        return self._file.provenance()
+
+    def _make_spec(self) -> Composite:
+        if self.facts.is_visual:
+            height, width, channels = self.facts.observation_shape
+            shape = (channels * self.frame_stack, height, width)
+            seen = {PIXELS: Bounded(0, 255, shape, dtype=torch.uint8, device=self.device)}
+        else:
+            seen = {STATE: Unbounded(self.facts.observation_shape, device=self.device)}
+        return Composite(
+            {
+                OBSERVATION: Composite(seen, device=self.device),
+                ACTION: Bounded(-1.0, 1.0, (self.facts.action_dim,), device=self.device),
+                TERMINATED: Categorical(2, shape=(), dtype=torch.bool, device=self.device),
+            },
+            device=self.device,
+        )
+
+    def _load(self, max_device_bytes: int) -> TensorDict:
+        shape = self.facts.observation_shape
+        if self.facts.is_visual:
+            name, shape, kind = f"{OBSERVATION}/{PIXELS}", (shape[2], *shape[:2]), torch.uint8
+        else:
+            name, kind = f"{OBSERVATION}/{STATE}", torch.float32
+        shapes = {
+            name: (shape, kind),
+            ACTION: ((self.facts.action_dim,), torch.float32),
+            TERMINATED: ((), torch.bool),
+        }
+        num = self._file.num_rows
+        size = num * sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in shapes.values())
+        if size <= max_device_bytes:
+            flat = {
+                key: torch.zeros(num, *shape, dtype=kind, device=self.device) for key, (shape, kind) in shapes.items()
+            }
+            rows = TensorDict(flat, batch_size=[num]).unflatten_keys("/")
+            self._fill(rows)
+            return rows
+        return self._mapped(shapes)
+
+    def _fill(self, rows: TensorDict) -> None:
+        for column, key in _COLUMNS.items():
+            target = rows[key] if key == ACTION else next(iter(rows[key].values()))
+            for span, values in self._file.blocks(column):
+                block = torch.from_numpy(values)
+                target[span] = (block.movedim(-1, 1) if key != ACTION and self.facts.is_visual else block).to(
+                    target.dtype
+                )
+
+    def _mapped(self, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> TensorDict:
+        """Rows unpacked beside the file, once: npz cannot be read at random. The name tells which file they are of."""
+        path, stat = self._file.path, self._file.path.stat()
+        mark = hashlib.sha256(f"{stat.st_size}/{stat.st_mtime_ns}/{self._file.num_rows}".encode()).hexdigest()[:10]
+        folder = path.with_name(f".{path.stem}.unpacked-{mark}")
+        if not folder.exists():
+            print(f"unpacking {path.name} to {folder}: it is larger than max_device_bytes", file=sys.stderr)
+            unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+            try:
+                self._fill(to_disk(unfinished, self._file.num_rows, shapes))
+                if not folder.exists():
+                    unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return from_disk(folder)
+
+    def _say_what_it_is(self) -> None:
+        note = self.provenance
+        if note is not None and self.split == "train":
+            settings = note["settings"]
+            print(
+                f"{self.path}: collected locally, {settings['transitions']:,} of {self.facts.transitions:,} published "
+                f"transitions, seed {settings['seed']}",
+                file=sys.stderr,
+            )
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.double() if values.is_floating_point() else values.long()
