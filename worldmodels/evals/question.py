@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class Question:
         return has_reached.float() - 1, has_reached
 
 
-def reached(fields: Mapping[str, Tensor], goal: list[float], tolerance: float) -> Tensor:
+def reached(fields: Mapping[str, Tensor], goal: Sequence[float], tolerance: float) -> Tensor:
     """Whether states [N] are at a goal: the ball or body of a maze, every cube, or every button where it should be."""
     wanted = torch.tensor(goal, dtype=torch.float64)
     for name in ("ball_xy", "xy"):

@@ -23,8 +23,8 @@ class Room:
 
     is_dark = False
 
-    def __init__(self, start: Tensor, goal: Tensor) -> None:
-        self.start, self.goal, self.is_closed = start, goal, False
+    def __init__(self, start: Tensor, goal: Tensor, ends_on_success: bool) -> None:
+        self.start, self.goal, self.ends_on_success, self.is_closed = start, goal, ends_on_success, False
 
     def reset(self) -> TensorDict:
         self.position, self.time = self.start.clone(), 0
@@ -47,7 +47,7 @@ class Room:
                 "physics": {"qpos": self.position.double()},
                 "reward": reward,
                 "success": success,
-                "terminated": success & (self.time > 0),
+                "terminated": success & (self.time > 0) & self.ends_on_success,
                 "truncated": torch.full((num,), self.time >= LIMIT),
             },
             [num],
@@ -68,6 +68,8 @@ class Room:
 class RoomTasks:
     """Two corners to reach; "here" is solved at every start that lies in its reach."""
 
+    tolerance = TOLERANCE
+
     def __init__(self, names: tuple[str, ...], has_map: bool) -> None:
         self.names, self.has_map = names, has_map
         self.made: list[Room] = []
@@ -77,15 +79,21 @@ class RoomTasks:
         return ((td["observation", "state"] - goal).norm(dim=-1) < TOLERANCE).float() - 1
 
     def fields(self, td: TensorDict) -> dict[str, Tensor]:
-        return {"state": td["observation", "state"], "qpos": td["physics", "qpos"]}
+        qpos = td["physics", "qpos"]
+        return {"state": td["observation", "state"], "qpos": qpos, "xy": qpos, "action": torch.zeros_like(qpos)}
+
+    def goal_observation(self, values: list[float]) -> TensorDict:
+        if len(values) != 2:
+            raise ValueError(f"goal {values}: 2 numbers are needed")
+        return TensorDict({"state": torch.tensor(values)})
 
     def goal_of(self, task: str) -> TensorDict:
         return TensorDict({"state": torch.tensor(CORNERS[task])})
 
-    def make(self, task: str, *, num_envs: int, seed: int, workers: int = 0) -> Room:
+    def make(self, task: str, *, num_envs: int, seed: int, workers: int = 0, ends_on_success: bool = True) -> Room:
         generator = Generator().manual_seed(seed)
         start = 2 * torch.rand(num_envs, 2, generator=generator) - 1
-        self.made.append(Room(start, torch.tensor(CORNERS[task])))
+        self.made.append(Room(start, torch.tensor(CORNERS[task]), ends_on_success))
         return self.made[-1]
 
     def maze(self) -> SimpleNamespace | None:
