@@ -15,9 +15,9 @@ import argparse
 import datetime
 import gc
 import json
+import os
 import platform
 import re
-import resource
 import statistics
 import subprocess
 import sys
@@ -240,13 +240,19 @@ def memory_alone(name: str, args: argparse.Namespace) -> int:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def resident(which: str) -> int:
+    """Bytes of this process: "VmRSS" now, "VmHWM" at most so far (``getrusage`` would count the parent's, too)."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(which))
+    return 1024 * int(line.split()[1])
+
+
 def measure_memory(name: str, cfg: DictConfig, device: torch.device) -> int:
-    """Peak memory after a few updates in this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """Peak memory of building one contender and of a few updates, in this process."""
+    if device.type == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before = resident("VmRSS")
     Runner(contenders(device)[name], cfg, device)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - before
 
 
 def hardware(device: torch.device) -> str:
@@ -296,7 +302,8 @@ def report(
         "",
         f"Command: `python -m benchmarks.update_speed {' '.join(sys.argv[1:])}`",
         "",
-        f"- Python {platform.python_version()}, torch {torch.__version__}, {device}, {args.threads} thread(s), fp32.",
+        f"- Python {platform.python_version()}, torch {torch.__version__}, {device}, {args.threads} thread(s), fp32;"
+        f" load average {args.load:.1f} before the start (0 is an idle machine).",
         f"- Observations {OBS_DIM}, actions {ACTION_DIM}, batch {cfg.batch_size}; the same networks on both sides,"
         f" {num_trained(cfg) / 1e6:.2f} M trained parameters.",
         f"- {args.rounds} interleaved rounds; median [slowest, fastest] round; ratios are medians of paired rounds.",
@@ -369,6 +376,7 @@ def main() -> None:
     if args.profile:
         profile(args.profile, cfg, device)
         return
+    args.load = os.getloadavg()[0]
     results = measure(cfg, device, names, args.rounds, args.seconds)
     memory = {name: memory_alone(name, args) for name in names}
     text = report(results, memory, args, cfg, device)
