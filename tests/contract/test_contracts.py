@@ -1,0 +1,149 @@
+"""Every YAML of a group keeps the contract of its group: a new system is tested by existing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from torch import Generator
+from torchrl.data import Bounded, Composite, Unbounded
+
+from worldmodels import build, checkpoint
+from worldmodels.core import Embeds, Encoder, Objective
+from worldmodels.keys import OBSERVATION, PIXELS, POOLED, STATE, TOKENS
+from worldmodels.learner import Learner
+from worldmodels.trainer import batch_seed
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+CPU = torch.device("cpu")
+SPECS = {
+    "state": Composite({OBSERVATION: Composite({STATE: Unbounded((5,))}), "action": Bounded(-1, 1, (3,))}),
+    "pixels": Composite({OBSERVATION: Composite({PIXELS: Bounded(0, 255, (3, 32, 32), dtype=torch.uint8)})}),
+}
+SYSTEMS = [(group, path.stem) for group in ("agent", "objective") for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("conf", version_base="1.3"):
+        return compose("config", overrides=["env=toy", "batch_size=16", *overrides])
+
+
+class Bench:
+    """A system on the toy source, stepped by hand."""
+
+    def __init__(self, cfg: DictConfig) -> None:
+        self.cfg = cfg
+        self.source = build.build_source(cfg, CPU)
+        self.objective: Objective = build.build_objective(cfg, self.source, CPU)
+        self.learner: Learner = build.build_learner(cfg, self.objective, CPU)
+        self.transforms = build.build_transforms(cfg, self.objective)
+
+    def batch(self, step: int):
+        generator = Generator().manual_seed(batch_seed(0, step, 0))
+        batch = self.source.sample(self.cfg.batch_size, self.objective.window, generator)
+        for transform in self.transforms:
+            batch = transform(batch, generator)
+        return batch
+
+    def run(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            self.learner.update(self.batch(step), step)
+
+
+@pytest.fixture(params=SYSTEMS, ids=lambda system: "/".join(system))
+def cfg(request) -> DictConfig:
+    return composed("=".join(request.param))
+
+
+def test_resumes_bit_for_bit_from_a_checkpoint(cfg, tmp_path):
+    whole, half = Bench(cfg), Bench(cfg)
+    whole.run(0, 4)
+    half.run(0, 2)
+    optimizer = half.learner.optimizer_tensors()
+    path = checkpoint.save(tmp_path, 2, model=half.objective, optimizer=optimizer, state={})
+    again = Bench(cfg)
+    for parameter in again.objective.parameters():
+        parameter.data.zero_()  # nothing may survive but what was saved
+    checkpoint.load_model(path, again.objective)
+    again.learner.load_optimizer_tensors(checkpoint.load_optimizer(path))
+    again.run(2, 4)
+    mine, theirs = checkpoint.model_tensors(again.objective), checkpoint.model_tensors(whole.objective)
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
+def test_every_phase_trains_its_parameters_and_nothing_else(cfg):
+    bench = Bench(cfg)
+    batch = bench.objective.prepare(bench.batch(0))
+    for phase in bench.objective.phases():
+        bench.objective.zero_grad()
+        sum(phase.loss(batch)["loss"].values()).backward()
+        own = {id(p) for group in phase.params.values() for p in group}
+        for name, parameter in bench.objective.named_parameters():
+            has_gradient = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert not has_gradient or id(parameter) in own, f"{phase.name} leaks a gradient into {name}"
+            if id(parameter) in own:
+                assert parameter.grad is not None, f"{phase.name} does not reach {name}"
+
+
+def test_losses_and_stats_are_finite_scalars_and_the_batch_stays_as_it_was(cfg):
+    bench = Bench(cfg)
+    batch = bench.batch(0)
+    before = batch.clone()
+    bench.learner.update(batch, 0)
+    assert (batch == before).all()
+    assert all(abs(value) < float("inf") for value in bench.learner.metrics().values())
+
+
+def test_phases_compile_whole(cfg, whole_graph):
+    plain, compiled = Bench(cfg), Bench(cfg)  # two, because a phase may move running statistics
+    batch = plain.objective.prepare(plain.batch(0))
+    compiled.objective.prepare(compiled.batch(0))
+    for phase, twin in zip(plain.objective.phases(), compiled.objective.phases(), strict=True):
+        torch._dynamo.reset()
+        expected = phase.loss(batch)["loss"]
+        found = torch.compile(twin.loss, fullgraph=True, backend="aot_eager")(batch)["loss"]
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value)
+
+
+def test_embeds_one_row_a_sample(cfg):
+    bench = Bench(cfg)
+    assert isinstance(bench.objective, Embeds)
+    obs = bench.batch(0)[OBSERVATION][:, 0] if OBSERVATION in bench.batch(0).keys() else None
+    latents = bench.objective.embed(obs)
+    assert all(latent.shape[0] == 16 and latent.ndim == 2 for latent in latents.values())
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "encoder").glob("*.yaml"))])
+def test_encoder_gives_what_it_promises(name):
+    from hydra.utils import instantiate
+
+    spec = SPECS[name]
+    encoder = instantiate(composed("agent=td_jepa", f"encoder={name}").encoder)(spec)
+    assert isinstance(encoder, Encoder)
+    obs = spec.expand(6).rand()[OBSERVATION]
+    encoder.observe(obs)
+    out = encoder(obs)
+    assert out[POOLED].shape == (6, encoder.dim)
+    assert out[TOKENS].shape[0] == 6
+    assert out[TOKENS].shape[-1] == encoder.dim
+    alone = encoder(obs[2:3])[POOLED]
+    torch.testing.assert_close(alone, out[POOLED][2:3], rtol=1e-4, atol=1e-5)  # no batch mate leaks in
+    other = next(spec for key, spec in SPECS.items() if key != name)
+    with pytest.raises(ValueError, match="Use encoder="):
+        instantiate(composed("agent=td_jepa", f"encoder={name}").encoder)(other)
+
+
+def test_joint_training_shares_one_encoder():
+    bench = Bench(composed("agent=td_jepa", "objective=latent_prediction"))
+    agent, ssl = bench.objective.objectives["agent"], bench.objective.objectives["objective"]
+    assert agent.encoder is ssl.encoder
+    bench.run(0, 2)
+    assert {"loss/td_state", "loss/prediction"} <= set(bench.learner.metrics())
+    obs = bench.batch(0)["agent", OBSERVATION][:, 0]
+    assert {"agent/task", "objective/latent"} <= set(bench.objective.embed(obs).keys())
