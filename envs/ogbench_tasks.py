@@ -163,7 +163,16 @@ class OGBenchTasks:
         )
         return self._source.store.rows(torch.tensor([row], device=self._source.store.starts(1).device))[0][OBSERVATION]
 
-    def make(self, task: str, *, num_envs: int, seed: int, workers: int = 0, max_steps: int | None = None) -> VectorEnv:
+    def make(
+        self,
+        task: str,
+        *,
+        num_envs: int,
+        seed: int,
+        workers: int = 0,
+        max_steps: int | None = None,
+        ends_on_success: bool = True,
+    ) -> VectorEnv:
         """Environments of one task: fixed goal, success judged before each action, an end on success.
 
         Args:
@@ -172,6 +181,7 @@ class OGBenchTasks:
             seed: of the start states and of all randomness while they run.
             workers: processes to spread them over; 0 steps them in this one. The episodes are the same.
             max_steps: ends episodes early; None takes the benchmark's limit.
+            ends_on_success: as in the benchmark; otherwise episodes go on, for rewards and goals other than its own.
         """
         number = self._number(task)
         if num_envs < 1 or workers < 0:
@@ -180,11 +190,11 @@ class OGBenchTasks:
             )
         seeds = [int(state) for state in np.random.SeedSequence(seed).generate_state(num_envs)]
         if workers == 0:
-            groups: list[Any] = [EnvGroup(self._maker, number, seeds, max_steps)]
+            groups: list[Any] = [EnvGroup(self._maker, number, seeds, max_steps, ends_on_success)]
         else:
             if workers not in self._pools:
                 self._pools[workers] = WorkerPool(self._maker, workers)
-            groups = list(self._pools[workers].open(number, seeds, max_steps))
+            groups = list(self._pools[workers].open(number, seeds, max_steps, ends_on_success))
         frame_stack = self._source.frame_stack
         return VectorEnv(groups, is_visual=self._facts.is_visual, frame_stack=frame_stack, device=self._source.device)
 

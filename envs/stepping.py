@@ -74,11 +74,20 @@ class EnvGroup:
         task: counted from 1.
         seeds: one for each environment.
         max_steps: end of an episode; None takes the maker's.
+        ends_on_success: whether the environment's own end is one; if not, episodes go on to ``max_steps``.
     """
 
-    def __init__(self, maker: Maker, task: int, seeds: Sequence[int], max_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        maker: Maker,
+        task: int,
+        seeds: Sequence[int],
+        max_steps: int | None = None,
+        ends_on_success: bool = True,
+    ) -> None:
         self._maker = maker
         self._max_steps = maker.max_steps if max_steps is None else max_steps
+        self._ends_on_success = ends_on_success
         self.size, self._seeds = len(seeds), list(seeds)
         self.envs = [maker.make(task) for _ in seeds]
         self.goals: list[Any] = []
@@ -127,6 +136,7 @@ class EnvGroup:
                 with self._running(env, self._streams[index]):
                     action = np.clip(actions[index], -1.0, 1.0)
                     observation, reward, terminated, truncated, info = env.step(action)
+                terminated = terminated and self._ends_on_success
                 row = self._row(
                     env,
                     observation,
@@ -210,13 +220,15 @@ class WorkerPool:
             self._processes.append(process)
         self._opened = 0
 
-    def open(self, task: int, seeds: Sequence[int], max_steps: int | None) -> list[RemoteGroup]:
+    def open(
+        self, task: int, seeds: Sequence[int], max_steps: int | None, ends_on_success: bool = True
+    ) -> list[RemoteGroup]:
         """Spread one environment a seed over the processes, in order."""
         shares = [list(share) for share in np.array_split(np.asarray(seeds), len(self._connections)) if len(share)]
         self._opened += 1
         groups = [RemoteGroup(self._connections[i], self._opened, len(share)) for i, share in enumerate(shares)]
         for group, share in zip(groups, shares, strict=True):
-            group.start("open", task, [int(seed) for seed in share], max_steps)
+            group.start("open", task, [int(seed) for seed in share], max_steps, ends_on_success)
         for group in groups:
             group.finish()
         return groups

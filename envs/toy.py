@@ -126,9 +126,19 @@ class ToyTasks:
             raise ValueError(f"goal {list(values)}: toy needs 2 numbers within [-1, 1], x, y")
         return TensorDict({STATE: torch.tensor([float(v) for v in values], device=self._device)}, batch_size=[])
 
-    def make(self, task: str, *, num_envs: int, seed: int, workers: int = 0, max_steps: int | None = None) -> ToyEnv:
+    def make(
+        self,
+        task: str,
+        *,
+        num_envs: int,
+        seed: int,
+        workers: int = 0,
+        max_steps: int | None = None,
+        ends_on_success: bool = True,
+    ) -> ToyEnv:
         """Environments of one task; all in one tensor, so ``workers`` makes no difference."""
-        return ToyEnv(self._goal(task), num_envs=num_envs, seed=seed, max_steps=max_steps, device=self._device)
+        options = {"max_steps": max_steps, "device": self._device, "ends_on_success": ends_on_success}
+        return ToyEnv(self._goal(task), num_envs=num_envs, seed=seed, **options)
 
     def maze(self) -> Maze:
         """The box, as walls around 2 x 2 squares."""
@@ -156,13 +166,21 @@ class ToyEnv:
         seed: of the start states.
         max_steps: end of an episode.
         device: of what it returns.
+        ends_on_success: otherwise episodes go on to ``max_steps``.
     """
 
     def __init__(
-        self, goal: tuple[float, float], *, num_envs: int, seed: int, max_steps: int | None, device: torch.device
+        self,
+        goal: tuple[float, float],
+        *,
+        num_envs: int,
+        seed: int,
+        max_steps: int | None,
+        device: torch.device,
+        ends_on_success: bool = True,
     ) -> None:
         self.num_envs, self._seed, self._device = num_envs, seed, device
-        self._goal, self._max_steps = goal, max_steps or _MAX_STEPS
+        self._goal, self._max_steps, self._ends_on_success = goal, max_steps or _MAX_STEPS, ends_on_success
         self._state = torch.zeros(num_envs, 2)
         self.alive = torch.ones(num_envs, dtype=torch.bool)
 
@@ -183,10 +201,11 @@ class ToyEnv:
         arrived = (_distance(self._state, self._goal) <= _RADIUS) & alive
         moved = move(self._state, td[ACTION].detach().cpu().float())
         self._state = torch.where(alive[:, None], moved, self._state)
-        self._terminated = self._terminated | arrived
+        if self._ends_on_success:
+            self._terminated = self._terminated | arrived
         self._steps += 1
         reward = torch.where(alive, arrived.float() - 1, 0.0)
-        self.alive = alive & ~arrived & (self._steps < self._max_steps)
+        self.alive = alive & ~self._terminated & (self._steps < self._max_steps)
         return self._row(reward, arrived.float())
 
     def render(self, index: int) -> np.ndarray:

@@ -65,6 +65,16 @@ def test_walking_to_the_goal_solves_every_task(toy: Toy) -> None:
             assert env.render(0).shape == (64, 64, 3)
 
 
+def test_episodes_may_go_on_after_success(toy: Toy) -> None:
+    with toy.tasks.make("task1", num_envs=8, seed=0, ends_on_success=False) as env:
+        row = env.reset()
+        for _ in range(toy.tasks.max_steps):
+            row = env.step(TensorDict({"action": 10 * (torch.tensor([0.6, 0.6]) - row["observation", "state"])}, [8]))
+        assert row["success"].all()
+        assert row["truncated"].all()
+        assert not row["terminated"].any()
+
+
 def test_standing_still_fails(toy: Toy) -> None:
     with toy.tasks.make("task1", num_envs=8, seed=0, max_steps=5) as env:
         start = env.reset()

@@ -142,6 +142,18 @@ def test_finished_environments_wait(suite: OGBenchTasks) -> None:
         assert bool(env.alive.all())
 
 
+@pytest.mark.parametrize("suite", ["pointmaze-medium-stitch-v0"], indirect=True)
+def test_episodes_may_go_on_after_success(suite: OGBenchTasks) -> None:
+    with suite.make("task3", num_envs=2, seed=0, max_steps=120, ends_on_success=False) as env:
+        td, successes = env.reset(), torch.zeros(2)
+        for _ in range(120):
+            td = env.step(TensorDict({"action": _towards(suite, td["physics", "qpos"])}, [2]))
+            successes += td["success"]
+        assert (successes > 1).all()
+        assert bool(td["truncated"].all())
+        assert not td["terminated"].any()
+
+
 def _towards(suite: OGBenchTasks, qpos: torch.Tensor) -> torch.Tensor:
     """The expert of the data: along the shortest path."""
     from envs.behavior import make_behavior
@@ -205,9 +217,11 @@ def test_pictures(suite: OGBenchTasks, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(two.render(1), second)
     with pytest.raises(ValueError, match="there are 2 environments"):
         two.render(2)
-    monkeypatch.setenv("MUJOCO_GL", "disabled")
-    with pytest.raises(RenderError, match="set MUJOCO_GL=egl"):
-        two.render(0)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    for backend in ("disabled", "glfw"):
+        monkeypatch.setenv("MUJOCO_GL", backend)
+        with pytest.raises(RenderError, match="set MUJOCO_GL=egl"):
+            two.render(0)
     two.close()
 
 
