@@ -62,8 +62,9 @@ class Options:
     @property
     def name(self) -> str:
         """The same, as the name of a folder."""
-        slug = re.sub(r"[^A-Za-z0-9.\-]+", "_", self.asked).strip("_.")
-        return slug if len(slug) <= 60 else f"{slug[:50]}_{zlib.crc32(self.asked.encode()):08x}"
+        slug = re.sub(r"[^A-Za-z0-9.\-]+", "_", self.asked).strip("_.")[:50]
+        # Different expressions may read the same without their signs, so their folders end in a checksum.
+        return slug if self.reward is None else f"{slug}_{zlib.crc32(self.asked.encode()):08x}"
 
 
 def parse(arguments: list[str]) -> Options:
