@@ -64,7 +64,7 @@ def test_the_answer_is_repeatable(run_dir):
         (["run_dir=RUN", "task=task1", "goal=[1]"], "task and goal are given; ask for one of task, reward and goal"),
         (["run_dir=RUN", "task=tsk3"], "did you mean task3?"),
         (["run_dir=RUN", "reward=exp(-norm(xy)"], "expected ')'"),
-        (["run_dir=RUN", "reward=yx[0]"], "unknown name 'yx', did you mean 'xy'?"),
+        (["run_dir=RUN", "reward=qpso[0]"], "unknown name 'qpso', did you mean 'qpos'?"),
         (["run_dir=RUN", "goal=[1.0]"], "needs 2 numbers"),
         (["run_dir=RUN", "goal=here"], 'a list of numbers is needed, such as goal="[12.0, 16.0]"'),
         (["run_dir=RUN", "episodes=0"], "episodes=0: a whole number of at least 1 is needed"),
