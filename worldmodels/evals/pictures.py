@@ -65,7 +65,7 @@ def maze_picture(
     return file.getvalue()
 
 
-def film(frames: Sequence[np.ndarray], *, frames_per_second: int = 12) -> tuple[str, bytes]:
+def film(frames: Sequence[np.ndarray], *, frames_per_second: int = 6) -> tuple[str, bytes]:
     """Encode uint8 frames [H, W, 3] of one size: an mp4 with the video extra, otherwise an animated GIF.
 
     Returns:

@@ -74,7 +74,7 @@ def play(
             z=z,
             judge=judge,
             max_steps=max_steps,
-            film=Film() if is_filmed and source.tasks.maze() is None else None,
+            film=Film.of(max_steps or source.tasks.max_steps) if is_filmed and source.tasks.maze() is None else None,
         )
     finally:
         for env in envs.values():

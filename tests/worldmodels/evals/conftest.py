@@ -69,6 +69,7 @@ class RoomTasks:
     """Two corners to reach; "here" is solved at every start that lies in its reach."""
 
     tolerance = TOLERANCE
+    max_steps = LIMIT
 
     def __init__(self, names: tuple[str, ...], has_map: bool) -> None:
         self.names, self.has_map = names, has_map
