@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
+
 
 def fail(message: object, code: int = 2) -> NoReturn:
     """Print one line to stderr and leave with ``code``."""
@@ -60,9 +62,13 @@ def check_overrides(arguments: list[str], config_name: str = "config") -> None:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn errors meant for users into one line and exit code 2. WORLDMODELS_TRACEBACK=1 shows where they arose."""
+    from hydra.errors import InstantiationException
+
     try:
         yield
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
-        if os.environ.get("WORLDMODELS_TRACEBACK"):
+    except (*FOR_USERS, InstantiationException) as error:
+        # Hydra wraps what a class raised while it was built from a configuration node.
+        reason = error.__cause__ if isinstance(error, InstantiationException) else error
+        if os.environ.get("WORLDMODELS_TRACEBACK") or not isinstance(reason, FOR_USERS):
             raise
-        fail(str(error) or repr(error))
+        fail(str(reason) or repr(reason))
