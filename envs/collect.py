@@ -130,6 +130,8 @@ def _collect(facts: Dataset, plan: _Plan, folder: Path, *, workers: int, progres
     identity = json.dumps([plan.settings, plan.parts, _versions()], sort_keys=True)
     parts_folder = folder / f".{facts.name}.parts-{hashlib.sha256(identity.encode()).hexdigest()[:10]}"
     parts_folder.mkdir(exist_ok=True)
+    for stale in folder.glob(f".{facts.name}*.npz.*.tmp"):  # of a collector that was killed while joining
+        stale.unlink()
     missing = [part for part in plan.parts if not (parts_folder / part.file_name).exists()]
     started = time.time()
     with _bar(facts.name, plan, missing, is_shown=progress) as advance:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import importlib
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from envs.stepping import Arrays, RenderError
 # What an arm's environment changes in its model while it runs: locks of the scene, colours, marks of targets.
 _MUTABLE = ("dof_damping", "geom_rgba", "mat_rgba", "site_pos")
 _NO_RENDERER = ("disabled", "disable", "off", "false", "0")
+_HINT = "set MUJOCO_GL=egl before Python starts; it needs libEGL (Debian: libegl1 libgl1-mesa-dri)"
 
 
 class OGBenchMaker:
@@ -76,8 +80,7 @@ class OGBenchMaker:
         Raises:
             RenderError: if MuJoCo has no renderer here.
         """
-        if os.environ.get("MUJOCO_GL", "").lower() in _NO_RENDERER:
-            raise RenderError("MUJOCO_GL=disabled switches pictures off; set MUJOCO_GL=egl (needs libEGL) to have them")
+        _ready_renderer()
         try:
             if not self.dataset.is_maze and env._renderer is None:
                 # One renderer for all twins: each would hold a copy of the meshes on the graphics side.
@@ -86,8 +89,9 @@ class OGBenchMaker:
                 env._renderer = self._template._renderer
             return np.asarray(env.render())
         except Exception as error:  # what a missing library or display raises depends on the backend
-            hint = "set MUJOCO_GL=egl before Python starts; it needs libEGL (Debian: libegl1 libgl1-mesa-dri)"
-            raise RenderError(f"cannot draw {self.dataset.env_name}: {' '.join(str(error).split())}; {hint}") from error
+            raise RenderError(
+                f"cannot draw {self.dataset.env_name}: {' '.join(str(error).split())}; {_HINT}"
+            ) from error
 
     def close(self, env: Any) -> None:
         """Free a maze's renderer and file; twins have nothing of their own."""
@@ -107,6 +111,8 @@ class OGBenchMaker:
         import gymnasium
 
         self._register()
+        if self.dataset.is_visual:
+            _ready_renderer()
         env: Any = gymnasium.make(self.dataset.task_id(task), disable_env_checker=True).unwrapped
         if self.dataset.is_maze:
             os.unlink(env.fullpath)  # ogbench writes each maze to a temporary file and leaves it there
@@ -119,6 +125,33 @@ class OGBenchMaker:
             import ogbench.locomaze
         else:
             import ogbench.manipspace  # noqa: F401
+
+
+def _ready_renderer() -> None:
+    """Make sure that drawing either works or raises.
+
+    Left alone, MuJoCo takes GLFW on Linux, which without a display does not fail but ends the process. It chooses when
+    it is imported, and torchrl imports it early; so where nobody chose and EGL is there, let it choose once more.
+
+    Raises:
+        RenderError: if there is no way to draw.
+    """
+    backend = os.environ.get("MUJOCO_GL", "").lower()
+    if backend in _NO_RENDERER:
+        raise RenderError(f"MUJOCO_GL={backend} switches pictures off; {_HINT}")
+    is_hopeless = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    if not is_hopeless or backend not in ("", "glfw"):
+        return
+    try:
+        if backend == "glfw":
+            raise OSError("glfw was asked for")
+        ctypes.CDLL("libEGL.so.1")
+    except OSError as error:
+        raise RenderError(f"MuJoCo would draw with GLFW, which needs a display; {_HINT}") from error
+    import mujoco
+
+    os.environ["MUJOCO_GL"] = "egl"
+    importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)
 
 
 def _free(renderer: Any) -> None:

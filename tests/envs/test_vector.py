@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -223,6 +225,24 @@ def test_pictures(suite: OGBenchTasks, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(RenderError, match="set MUJOCO_GL=egl"):
             two.render(0)
     two.close()
+
+
+@pytest.mark.skipif(os.environ.get("MUJOCO_GL") != "egl", reason="needs a renderer (libEGL)")
+def test_a_renderer_is_found_without_being_told(root: Path) -> None:
+    """MuJoCo alone would take GLFW, which ends the process where there is no display."""
+    code = """
+import mujoco  # as torchrl does, before anyone could choose
+from envs.ogbench_envs import OGBenchMaker
+from envs.ogbench_names import find_dataset
+from envs.stepping import EnvGroup
+group = EnvGroup(OGBenchMaker(find_dataset("pointmaze-medium-stitch-v0")), 1, seeds=[0])
+group.reset()
+assert group.render(0).std() > 10
+group.close()
+"""
+    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "DISPLAY")}
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.skipif(os.environ.get("MUJOCO_GL") != "egl", reason="needs a renderer (libEGL)")
