@@ -70,7 +70,12 @@ def _title(config: Path) -> str:
     if not config.exists():
         return ""
     cfg = OmegaConf.load(config)
-    what, data = OmegaConf.select(cfg, "name"), OmegaConf.select(cfg, "env.dataset")
+    nodes = [OmegaConf.select(cfg, f"{group}._target_") for group in ("agent", "objective")]
+    what = " and ".join(str(node).rpartition(".")[2] for node in nodes if node)
+    data = (
+        OmegaConf.select(cfg, "env.dataset")
+        or str(OmegaConf.select(cfg, "env.source._target_") or "").rpartition(".")[2]
+    )
     return " on ".join(str(part) for part in (what, data) if part)
 
 

@@ -70,9 +70,7 @@ def run_dir(tmp_path):
         "evaluations": blocks,
     }
     atomic_write_json(tmp_path / "summary.json", summary)
-    (tmp_path / "config.yaml").write_text(
-        "name: TD-JEPA\nenv: {dataset: <pointmaze>}\nagent: {_target_: agents.TDJEPA}\n"
-    )
+    (tmp_path / "config.yaml").write_text("env: {dataset: <pointmaze>}\nagent: {_target_: agents.td_jepa.TDJEPA}\n")
     return tmp_path
 
 
@@ -82,7 +80,7 @@ def test_page_shows_everything_and_needs_nothing(run_dir):
     parser = Balance()
     parser.feed(page)
     assert parser.open == []
-    wanted = ["TD-JEPA on <pointmaze>", "agent=td_jepa", "50% [20%, 80%]", "-12.5", "no renderer <here>", "TDJEPA"]
+    wanted = ["TDJEPA on <pointmaze>", "agent=td_jepa", "50% [20%, 80%]", "-12.5", "no renderer <here>", "TDJEPA"]
     wanted += ["collapse: state is collapsing", "floor random", "81.2", "step 2500", "loss", "rankme"]
     assert [piece for piece in wanted if piece not in parser.text] == []
     assert "<pointmaze>" not in page  # escaped
