@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes.util
 import difflib
 import os
 import re
@@ -23,6 +24,15 @@ def suggestion(name: str, options: list[str]) -> str:
     """A clause naming the closest of ``options``, or nothing."""
     close = difflib.get_close_matches(name, options, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def choose_renderer() -> None:
+    """Tell MuJoCo how to draw before anything imports it: EGL where its library is, else not at all.
+
+    Left alone it takes GLFW, which complains on a machine without a display and may end the process.
+    """
+    if "MUJOCO_GL" not in os.environ:
+        os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "disabled"
 
 
 def leaves(node: Any, prefix: str = "") -> list[str]:

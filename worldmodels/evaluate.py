@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldmodels.cli import one_line_errors, suggestion
+from worldmodels.cli import choose_renderer, one_line_errors, suggestion
 
 if TYPE_CHECKING:  # torch takes a second; --help and a misspelt key need none
     from omegaconf import DictConfig
@@ -211,6 +211,7 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
         sys.exit(0 if arguments else 2)
+    choose_renderer()
     with one_line_errors():
         options = parse(arguments)
         evaluate(options, command=shlex.join(["python", "-m", "worldmodels.evaluate", *arguments]))
