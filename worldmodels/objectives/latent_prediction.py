@@ -66,7 +66,7 @@ class LatentPrediction(Objective):
         return batch
 
     def loss(self, batch: TensorDict) -> TensorDict:
-        """mean || P(f(s), a) - f^-(s') ||^2 over members and dimensions, + lambda R(f(s))."""
+        """Regress: mean || P(f(s), a) - f^-(s') ||^2 over members and dimensions, + lambda R(f(s))."""
         latent = self.net(self.encoder(batch[OBSERVATION][:, 0])[POOLED])  # [B, D]
         with torch.no_grad():
             goal = self.target(self.encoder(batch[OBSERVATION][:, 1])[POOLED])  # [B, D]
