@@ -7,7 +7,6 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import runtime_checkable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two OpenMP threads on a busy core are slower than one
 os.environ.setdefault("RL_WARNINGS", "0")  # torchrl announces missing optional parts otherwise
@@ -28,9 +27,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodels import core
 
-runtime_checkable(core.Evaluator)  # beartype refuses annotations with protocols it cannot check
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,6 +7,7 @@ Three rules hold everywhere: a TensorDict crosses every boundary; nobody writes 
 random number comes from a generator that was passed in.
 """
 
+# pyright: reportMissingTypeStubs=false
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -125,6 +126,7 @@ class Objective(nn.Module, ABC):
         return batch
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Judges an objective. Owns its data and its generators; touches neither training state nor training randomness."""
 

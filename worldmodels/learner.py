@@ -128,6 +128,7 @@ class Learner:
         if runner.sums is None:
             runner.name_terms(out)
             self._check_weights()
+        assert runner.sums is not None
         losses = out[LOSS]
         terms = [losses[name] for name in runner.loss_names]
         total = sum(self.weights[name] * term for name, term in zip(runner.loss_names, terms, strict=True))
