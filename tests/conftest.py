@@ -27,7 +27,6 @@ import numpy as np
 import pytest
 import torch
 
-
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
