@@ -1,0 +1,111 @@
+"""Zero-shot success of several agents over seeds, in one table with its controls.
+
+Each cell is an ordinary run (``python -m worldmodels.run``) in its own folder; finished runs are not repeated, so the
+command can be stopped and started again. The untrained agent is a run of zero steps. Usage:
+
+    python -m benchmarks.zero_shot_table --agents td_jepa fb hilp sf_random --seeds 0 1 2 --jobs 2 -- steps=20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from worldmodels.environment import device_name, versions
+from worldmodels.files import atomic_write
+
+RESULTS = Path(__file__).parent / "results"
+UNTRAINED = "untrained"
+
+
+def main() -> None:
+    """Run what is missing, print and save the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", nargs="+", default=["td_jepa", "sf_random"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each if more than one")
+    parser.add_argument("--runs", type=Path, default=Path("runs/zero_shot_table"))
+    parser.add_argument("--name", default="zero-shot", help="of the file in benchmarks/results")
+    parser.add_argument("settings", nargs="*", help="settings of every run, after --")
+    options = parser.parse_args()
+
+    cells = [(agent, seed) for seed in options.seeds for agent in [*options.agents, UNTRAINED]]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        summaries = list(pool.map(lambda cell: run_cell(*cell, options), cells))
+    table = render({cell: s for cell, s in zip(cells, summaries, strict=True) if s is not None}, options)
+    day = time.strftime("%Y-%m-%d")
+    atomic_write(RESULTS / f"{options.name}-{day}.md", table)
+    print(table)
+
+
+def run_cell(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Summary of one run, made if it is not there yet; None if it failed."""
+    folder = options.runs / f"{agent}-{seed}"
+    if not is_finished(folder):
+        is_untrained = agent == UNTRAINED
+        own = [f"agent={options.agents[0] if is_untrained else agent}", f"seed={seed}", f"run_dir={folder}"]
+        own += ["steps=0"] if is_untrained else ["resume=true"]
+        threads = ["threads=1"] if options.jobs > 1 else []
+        command = [sys.executable, "-m", "worldmodels.run", *options.settings, *threads, *own]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
+        if done.returncode:
+            print(f"{agent}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            return None
+    return json.loads((folder / "summary.json").read_text())
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether ``folder`` holds a run that reached its last step."""
+    path = folder / "summary.json"
+    return path.is_file() and json.loads(path.read_text())["is_finished"]
+
+
+def render(summaries: dict[tuple[str, int], dict[str, Any]], options: argparse.Namespace) -> str:
+    """The table in Markdown."""
+    first = next(iter(summaries.values()))
+    tasks = sorted(k.split("/")[0] for k in final(first) if k.endswith("/success"))
+    lines = [
+        f"# {options.name}: zero-shot success, {time.strftime('%Y-%m-%d')}",
+        "",
+        f"Command: `python -m benchmarks.zero_shot_table {' '.join(sys.argv[1:])}`",
+        "",
+        f"- {device_name(torch.device('cpu'))}, {first['threads']} thread(s) a run, {options.jobs} at a time.",
+        f"- {', '.join(f'{k} {v}' for k, v in versions().items() if k in ('python', 'torch', 'ogbench', 'mujoco'))}.",
+        "- Success in %, mean over seeds (standard deviation of the seed means); final checkpoint.",
+        "",
+        "| agent | mean | " + " | ".join(tasks) + " | seeds | updates | updates/s |",
+        "|---" * (len(tasks) + 5) + "|",
+    ]
+    for agent in [*options.agents, UNTRAINED]:
+        runs = [s for (a, _), s in summaries.items() if a == agent]
+        if runs:
+            cells = [spread([final(s)["success"] for s in runs])]
+            cells += [spread([final(s)[f"{task}/success"] for s in runs]) for task in tasks]
+            speed = statistics.mean(s["updates_per_second"] for s in runs)
+            lines.append(f"| {agent} | {' | '.join(cells)} | {len(runs)} | {runs[0]['steps']} | {speed:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def final(summary: dict[str, Any]) -> dict[str, float]:
+    """Metrics of the last zero-shot evaluation."""
+    return summary["evaluations"]["zero_shot"][-1]["metrics"]
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation in per cent."""
+    deviation = f" ({100 * statistics.stdev(values):.0f})" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.0f}{deviation}"
+
+
+if __name__ == "__main__":
+    main()
