@@ -92,7 +92,7 @@ class SymmetricTDJEPA(ZeroShotAgent):
     ``task_net`` gives the layout of that encoder (the paper uses the task encoder's); ``state_net`` is not built.
     """
 
-    def __init__(self, spec: Any, *, task_net: Any, task_encoder: None = None, **scaffold: Any) -> None:
+    def __init__(self, spec: Any, *, task_net: Any, task_encoder: Any = None, **scaffold: Any) -> None:
         if task_encoder is not None:
             raise ValueError("the symmetric TD-JEPA has a single encoder: task_encoder must be null")
         super().__init__(spec, task_encoder=None, task_net=task_net, **{**scaffold, "state_net": task_net})
