@@ -37,6 +37,8 @@ class Futures:
 
     def __getattr__(self, name: str) -> Any:
         """Everything else (labels, tasks) is the wrapped source's."""
+        if name == "source":  # not there yet: this object is being copied or unpickled
+            raise AttributeError(name)
         return getattr(self.source, name)
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
@@ -45,7 +47,8 @@ class Futures:
         first = store.draw(batch_size, window, generator)  # [B]
         uniform = torch.rand(batch_size, generator=generator, device=generator.device).to(first.device)
         ahead = (torch.log1p(-uniform) / math.log(self.discount)).floor() + 1  # inverse of the geometric distribution
-        future = torch.minimum(first + ahead.to(first.dtype), store.last_rows(first))
+        ahead = ahead.clamp(max=store.num_rows).to(first.dtype)  # a long horizon must not overflow the index
+        future = torch.minimum(first + ahead, store.last_rows(first))
         batch = store.rows(first.unsqueeze(-1) + torch.arange(window, device=first.device, dtype=first.dtype))
         return batch.set(FUTURE, store.rows(future).select(OBSERVATION))
 
