@@ -32,11 +32,12 @@ class PhaseRunner:
         self.phase = phase
         self.params = [p for group in phase.params.values() for p in group]
         self.optimizer = optimizer([{"params": ps, **groups.get(g, {})} for g, ps in phase.params.items() if ps])
-        self.base_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.loss = torch.compile(phase.loss, fullgraph=True, dynamic=False) if is_compiled else phase.loss
         self.loss_names: list[str] = []
         self.stat_names: list[str] = []
         self.sums: Tensor | None = None  # running sums of all losses and stats since the last log
+        self.num_summed = 0  # runs in them
 
     def name_terms(self, out: TensorDict) -> None:
         """Fix the order of the phase's metrics from its first output."""
@@ -49,7 +50,7 @@ class PhaseRunner:
         """Scale every group's learning rate."""
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(float(base) * factor)
+                group["lr"].fill_(base * factor)
             else:
                 group["lr"] = base * factor
 
@@ -95,7 +96,6 @@ class Learner:
         trained = {id(p) for r in self.runners for p in r.params}
         self.buffers = [b for b in objective.buffers() if b.is_floating_point() and id(b) not in trained]
         self.device = next(iter(objective.parameters())).device
-        self.steps_summed = 0
         self.graphs: dict[tuple[str, ...], tuple[torch.cuda.CUDAGraph, TensorDict]] = {}
         self.eager_updates = 0
         distributed.broadcast_([*objective.parameters(), *objective.buffers()])
@@ -114,7 +114,8 @@ class Learner:
         for target in self.targets:
             if not (self.is_captured and target.is_static):
                 target.update(step)
-        self.steps_summed += 1
+        for runner in due:
+            runner.num_summed += 1
 
     def _update(self, batch: TensorDict, due: list[PhaseRunner]) -> None:
         batch = self.objective.prepare(batch)
@@ -185,15 +186,14 @@ class Learner:
         """
         values: dict[str, float] = {}
         for runner in self.runners:
-            if runner.sums is None or self.steps_summed == 0:
+            if runner.sums is None or runner.num_summed == 0:
                 continue
-            count = max(1, self.steps_summed // runner.phase.every)
-            means = (runner.sums / count).tolist()
+            means = (runner.sums / runner.num_summed).tolist()
             kinds = [LOSS] * len(runner.loss_names) + [STAT] * len(runner.stat_names)
             names = runner.loss_names + runner.stat_names
             values |= {f"{k}/{n}": v for k, n, v in zip(kinds, names, means, strict=True)}
             runner.sums.zero_()
-        self.steps_summed = 0
+            runner.num_summed = 0
         for name, value in values.items():
             if name.startswith(LOSS) and not abs(value) < float("inf"):
                 raise FloatingPointError(f"{name} is {value}")
