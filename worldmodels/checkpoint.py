@@ -101,6 +101,7 @@ def load_model(path: Path, model: nn.Module) -> None:
         if saved[name].shape != tensor.shape:
             have, want = tuple(saved[name].shape), tuple(tensor.shape)
             raise ValueError(f"checkpoint {path}: {name} is {have}, this configuration needs {want}")
+    for name, tensor in mine.items():
         tensor.copy_(saved[name])
 
 

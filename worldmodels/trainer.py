@@ -123,8 +123,8 @@ class Trainer:
                 values = {f"{evaluator.name}/{k}": float(v) for k, v in scalars}
                 self.log(done, values)
                 self.on_evaluation(evaluator.name, done, result)
-                value = values.get(self.keep_best or "")
-                if value is not None and done and (self.best is None or value >= self.best[0]):
+                value, least = values.get(self.keep_best or "", float("nan")), self.best or (float("-inf"), 0)
+                if done and value >= least[0]:  # never so for NaN: an evaluation without a countable episode
                     self.best = (value, done)
             distributed.barrier()
 
