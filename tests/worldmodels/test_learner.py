@@ -1,0 +1,197 @@
+"""The learner on an objective small enough to follow by hand."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from worldmodels.core import Objective, Phase
+from worldmodels.learner import Learner
+from worldmodels.schedules import Linear
+from worldmodels.targets import EMA
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+WEIGHTS = {"pull": 1.0, "size": 2.0, "climb": 1.0}
+
+
+class Pair(Objective):
+    """A critic pulled to the mean of the batch, a bias kept small, an actor that climbs the critic; a target."""
+
+    window = 1
+
+    def __init__(self, *, every: int = 1) -> None:
+        super().__init__()
+        self.critic, self.bias, self.actor = (nn.Parameter(torch.tensor(v)) for v in ([1.0], [2.0], [0.0]))
+        self.every, self.num_prepared = every, 0
+        holder = nn.Module()
+        holder.weight = self.critic
+        self.holder, self.target = holder, EMA(holder, 0.5)
+        self.dtypes: list[torch.dtype] = []
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (
+            Phase("critic", self.critic_loss, {"critic": [self.critic], "bias": [self.bias]}),
+            Phase("actor", self.actor_loss, {"actor": [self.actor]}, self.every),
+        )
+
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        self.num_prepared += 1
+        return batch.copy().set("mean", batch["x"].mean(0, keepdim=True).expand(len(batch)))
+
+    def critic_loss(self, batch: TensorDict) -> TensorDict:
+        losses = {"pull": (self.critic - batch["mean"]).square().mean(), "size": self.bias.square().sum()}
+        return TensorDict({"loss": losses, "stat": {"critic": self.critic.detach().mean()}})
+
+    def actor_loss(self, batch: TensorDict) -> TensorDict:
+        product = self.actor[:, None] @ self.critic.detach()[:, None]
+        self.dtypes.append(product.dtype)
+        return TensorDict({"loss": {"climb": -product.sum()}})
+
+
+def batch(mean: float = 3.0) -> TensorDict:
+    return TensorDict({"x": torch.tensor([mean - 1, mean + 1])}, batch_size=[2])
+
+
+def learner(objective: Pair, **options) -> Learner:
+    return Learner(objective, **{"optimizer": SGD, "weights": WEIGHTS, **options})
+
+
+def test_one_update_by_hand():
+    """Critic 1 + 0.1 * 2 (3 - 1), bias 2 - 0.1 * 2 * 2 * 2; the actor then climbs the updated critic."""
+    objective = Pair()
+    learner(objective).update(batch(), 0)
+    assert objective.critic.item() == pytest.approx(1.4)
+    assert objective.bias.item() == pytest.approx(1.2)
+    assert objective.actor.item() == pytest.approx(0.14)
+    assert objective.target.module.weight.item() == pytest.approx(1.2)  # half way from 1 to 1.4
+    assert objective.num_prepared == 1  # once an update, for all phases
+    assert all(p.grad is None for p in objective.parameters())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"pull": 1.0, "climb": 1.0}, r"losses without a weight: \['size'\]"),
+        (
+            {**WEIGHTS, "typo": 1.0},
+            r"weights without a loss: \['typo'\]; this objective's losses are \['climb', 'pull'",
+        ),
+    ],
+)
+def test_losses_and_weights_must_match(weights, message):
+    with pytest.raises(ValueError, match=message):
+        learner(Pair(), weights=weights).update(batch(), 0)
+
+
+def test_unknown_groups_and_precisions_are_refused():
+    with pytest.raises(ValueError, match=r"names \['actr'\], which no phase has; the phases have \['actor', 'bias'"):
+        learner(Pair(), groups={"actr": {"lr": 1.0}})
+    with pytest.raises(ValueError, match="fp32 or bf16; got fp16"):
+        learner(Pair(), precision="fp16")
+
+
+def test_phase_runs_on_every_nth_step():
+    objective = Pair(every=3)
+    machine = learner(objective)
+    actors = []
+    for step in range(7):
+        machine.update(batch(), step)
+        actors.append(objective.actor.item())
+    has_moved = [later != before for before, later in zip([0.0, *actors], actors, strict=False)]
+    assert has_moved == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_metrics_are_means_since_they_were_last_read(every):
+    objective = Pair(every=every)
+    machine = learner(objective, optimizer=partial(torch.optim.SGD, lr=0.0))
+    assert machine.metrics() == {}
+    step = 0
+    for means in ([3.0, 5.0, 4.0], [9.0]):  # windows that are no multiple of ``every``
+        ran = False
+        for mean in means:
+            machine.update(batch(mean), step)
+            ran |= step % every == 0
+            step += 1
+        found = machine.metrics()
+        assert found["loss/pull"] == pytest.approx(sum((1 - m) ** 2 for m in means) / len(means))
+        assert found["loss/size"] == 4.0  # unweighted
+        assert found["stat/critic"] == 1.0
+        if ran:
+            assert found["loss/climb"] == 0.0
+
+
+def test_mean_of_a_rare_phase_counts_its_own_runs():
+    objective = Pair(every=2)
+    with torch.no_grad():
+        objective.actor.fill_(2.0)
+    machine = learner(objective, optimizer=partial(torch.optim.SGD, lr=0.0))
+    for step in range(3):  # the actor ran on steps 0 and 2
+        machine.update(batch(), step)
+    assert machine.metrics()["loss/climb"] == -2.0
+    machine.update(batch(), 3)  # it did not run: there is nothing to report
+    assert "loss/climb" not in machine.metrics()
+
+
+def test_nan_is_reported_by_name_when_metrics_are_read():
+    machine = learner(Pair())
+    machine.update(batch(), 0)
+    machine.update(batch(float("nan")), 1)
+    with pytest.raises(FloatingPointError, match="loss/pull is nan"):
+        machine.metrics()
+
+
+@pytest.mark.parametrize("is_tensor", [False, True])
+def test_schedule_scales_the_base_rate_of_every_group(is_tensor):
+    lr = torch.tensor(0.1) if is_tensor else 0.1
+    machine = learner(
+        Pair(), optimizer=partial(torch.optim.SGD, lr=lr), groups={"bias": {"lr": 0.4}}, schedule=Linear(1.0, 0.0, 10)
+    )
+    for step, factor in ((0, 1.0), (5, 0.5), (6, 0.4), (10, 0.0)):
+        machine.update(batch(), step)
+        rates = [float(g["lr"]) for runner in machine.runners for g in runner.optimizer.param_groups]
+        assert rates == pytest.approx([0.1 * factor, 0.4 * factor, 0.1 * factor])
+
+
+def test_gradients_of_a_phase_are_clipped_together():
+    objective = Pair()
+    before = torch.stack([objective.critic, objective.bias]).detach()
+    learner(objective, max_grad_norm=0.5).update(batch(), 0)
+    moved = torch.stack([objective.critic, objective.bias]).detach() - before
+    assert moved.norm().item() == pytest.approx(0.1 * 0.5, rel=1e-4)
+    expected = torch.tensor([4.0, -8.0]) / 80**0.5 * 0.05  # both scaled by one factor
+    torch.testing.assert_close(moved.flatten(), expected, rtol=1e-4, atol=0)
+
+
+def test_bf16_computes_products_in_bf16_and_keeps_the_rest_in_fp32():
+    objective = Pair()
+    machine = learner(objective, precision="bf16", optimizer=partial(torch.optim.Adam, lr=0.1))
+    for step in range(3):
+        machine.update(batch(), step)
+    assert set(objective.dtypes) == {torch.bfloat16}
+    tensors = [*objective.parameters(), *machine.optimizer_tensors().values()]
+    assert {t.dtype for t in tensors} == {torch.float32}
+    assert objective.actor.item() > 0
+    plain = Pair()
+    learner(plain).update(batch(), 0)
+    assert plain.dtypes == [torch.float32]
+
+
+def test_optimizer_state_comes_back_as_it_was():
+    adam = partial(torch.optim.Adam, lr=0.1)
+    objectives = Pair(), Pair()
+    machines = [learner(o, optimizer=adam) for o in objectives]
+    for step in range(2):
+        machines[0].update(batch(), step)
+    saved = {name: tensor.clone() for name, tensor in machines[0].optimizer_tensors().items()}
+    assert "actor/0/exp_avg" in saved
+    machines[1].load_optimizer_tensors(saved)
+    objectives[1].load_state_dict(objectives[0].state_dict())
+    for machine in machines:
+        machine.update(batch(7.0), 2)
+    for one, other in zip(objectives[0].parameters(), objectives[1].parameters(), strict=True):
+        assert torch.equal(one, other)

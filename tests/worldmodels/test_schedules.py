@@ -1,0 +1,46 @@
+"""Schedules at their ends, in the middle and beyond."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from worldmodels.schedules import Constant, Linear, WarmupCosine
+
+
+def test_constant():
+    assert [Constant(0.3)(step) for step in (0, 10**9)] == [0.3, 0.3]
+    assert Constant()(5) == 1.0
+
+
+def test_linear_goes_from_start_to_end_and_stays():
+    schedule = Linear(0.996, 1.0, 1000)
+    assert [schedule(step) for step in (0, 250, 500, 1000, 5000)] == pytest.approx([0.996, 0.997, 0.998, 1.0, 1.0])
+    assert Linear(1.0, 0.0, 0)(1) == 0.0
+
+
+def test_warmup_is_linear_and_the_cosine_ends_where_it_should():
+    schedule = WarmupCosine(110, warmup=10, start=0.2, end=0.1)
+    assert schedule(0) == pytest.approx(0.2)
+    assert schedule(5) == pytest.approx(0.6)
+    assert schedule(10) == pytest.approx(1.0)
+    assert schedule(60) == pytest.approx(0.55)  # half way down
+    assert schedule(35) == pytest.approx(0.1 + 0.45 * (1 + math.sqrt(0.5)))  # a quarter: cos 45 degrees
+    assert schedule(110) == schedule(10**6) == pytest.approx(0.1)
+    values = [schedule(step) for step in range(10, 111)]
+    assert all(later < earlier for earlier, later in pairwise(values))
+
+
+def test_cosine_without_warmup_starts_at_one():
+    schedule = WarmupCosine(10)
+    assert schedule(0) == 1.0
+    assert schedule(10) == pytest.approx(0.0)
+    assert WarmupCosine(5, warmup=5)(4) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("warmup", [-1, 11])
+def test_warmup_lies_within_the_run(warmup):
+    with pytest.raises(ValueError, match=f"0 <= {warmup} <= 10 fails"):
+        WarmupCosine(10, warmup=warmup)
