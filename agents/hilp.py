@@ -75,11 +75,17 @@ class HILP(RandomSF):
         }
         return batch.set(NOISE, batch[NOISE].copy().update(extra))
 
+    @torch.no_grad()
+    def prepare(self, batch: TensorDict) -> TensorDict:
+        """Also put random states of the batch in the place of some futures: the goals of this update."""
+        batch, noise = super().prepare(batch), batch[NOISE]
+        random_goal = batch[OBSERVATION][:, 1][noise["random_goal"]]
+        goal = random_goal.where(noise["is_random_goal"], batch[FUTURE][OBSERVATION])
+        return batch.set(FUTURE, TensorDict({OBSERVATION: goal}, batch_size=batch.batch_size))
+
     def feature_losses(self, batch: TensorDict, step: Transition) -> dict[str, Tensor]:
         """Expectile regression of V(s, g) on r + gamma V^-(s', g), with r = -1 until the goal is reached."""
-        random_goal = step.next_task_x[step.noise["random_goal"]]
-        future = self.task_encoder(batch[FUTURE][OBSERVATION])[POOLED].detach()
-        goal = torch.where(step.noise["is_random_goal"][:, None], random_goal, future)  # [B, X]
+        goal = self.task_encoder(batch[FUTURE][OBSERVATION])[POOLED].detach()  # [B, X]
         is_goal = (step.task_x == goal).all(-1)  # [B]; exact equality of states
         reward, mask = is_goal.float() - 1, (~is_goal).float()
 

@@ -30,6 +30,8 @@ from worldmodels.targets import frozen
 
 Factory = Callable[..., Any]
 
+INFERENCE_CHUNK = 2048  # labelled observations encoded at a time: pictures would not fit in memory all at once
+
 
 class Transition(NamedTuple):
     """One batch of transitions as plain tensors; features come from the encoders, x for phi and task_x for psi."""
@@ -254,7 +256,8 @@ class ZeroShotAgent(Objective):
         """Return the task vector [d] for ``reward`` [N] of reaching ``obs`` [N], or for reaching ``goal``."""
         if (reward is None) == (goal is None):
             raise ValueError("infer_task needs either a reward or a goal")
-        features = self.task_features(self.task_encoder(obs)[POOLED])  # [N, d]
+        parts = obs.split(INFERENCE_CHUNK)
+        features = torch.cat([self.task_features(self.task_encoder(part)[POOLED]) for part in parts])  # [N, d]
         if goal is not None:
             target = self.task_features(self.task_encoder(goal.unsqueeze(0))[POOLED])[0]
             return self.task_from_goal(features, target)

@@ -92,6 +92,7 @@ def build_learner(cfg: DictConfig, objective: Objective, device: torch.device) -
         groups=to_dict(cfg.param_groups),
         schedule=instantiate(cfg.schedule) if cfg.schedule is not None else None,
         max_grad_norm=cfg.max_grad_norm,
+        accumulate=cfg.accumulate,
         precision=cfg.precision,
         is_compiled=cfg.compile if cfg.compile is not None else is_gpu,
         is_captured=is_captured,

@@ -1,6 +1,7 @@
 """One update of all phases: losses, gradients, optimizer steps, targets.
 
-Per phase: loss -> weighted sum -> backward -> average over processes -> clip -> step; then every Target follows.
+Per phase: loss -> weighted sum -> backward -> average over processes -> clip -> step; then every Target follows. With
+``accumulate`` = n, loss and backward run n times on n parts of the batch, for batches larger than memory.
 Nothing here waits for the device: losses are summed on it and read when the trainer logs.
 
 On a GPU the whole update, from task vectors to targets, is captured in one CUDA graph; the static input buffers are the
@@ -21,6 +22,22 @@ from worldmodels.core import Objective, Phase, Target
 from worldmodels.keys import LOSS, STAT
 
 WARMUP_UPDATES = 3  # eager updates before capture, so that lazily made buffers exist
+
+
+def split(batch: TensorDict, num: int) -> list[TensorDict]:
+    """Cut a batch into ``num`` equal parts; one with a sub-batch a source (``Mixture``) gives each part a share of all.
+
+    Raises:
+        ValueError: if ``num`` does not divide the samples.
+    """
+    if num == 1:
+        return [batch]
+    if not batch.batch_size:
+        shares = {name: split(batch[name], num) for name in batch.keys()}
+        return [TensorDict({name: share[i] for name, share in shares.items()}) for i in range(num)]
+    if batch.batch_size[0] % num:
+        raise ValueError(f"accumulate={num} does not divide the {batch.batch_size[0]} samples of a batch")
+    return list(batch.chunk(num))
 
 
 class PhaseRunner:
@@ -65,6 +82,8 @@ class Learner:
         groups: options of named parameter groups, such as their own learning rate.
         schedule: factor on all learning rates at a step; None is 1 throughout.
         max_grad_norm: gradients of a phase are clipped to this norm; None does not clip.
+        accumulate: parts of a batch whose gradients are added up before a step. A loss that is a mean over samples is
+            unchanged; one that compares samples with each other (orthonormality, a measure) compares within a part.
         precision: "fp32" or "bf16" (autocast; weights and optimizer stay fp32).
         is_compiled: whether each phase's loss is compiled whole-graph.
         is_captured: whether the update becomes one CUDA graph; needs a GPU.
@@ -79,13 +98,17 @@ class Learner:
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         schedule: Callable[[int], float] | None = None,
         max_grad_norm: float | None = None,
+        accumulate: int = 1,
         precision: str = "fp32",
         is_compiled: bool = False,
         is_captured: bool = False,
     ) -> None:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be fp32 or bf16; got {precision}")
+        if accumulate < 1:
+            raise ValueError(f"accumulate={accumulate}: a batch has at least one part")
         self.objective, self.weights, self.schedule = objective, dict(weights), schedule
+        self.accumulate = accumulate
         self.max_grad_norm, self.precision, self.is_captured = max_grad_norm, precision, is_captured
         phases, groups = objective.phases(), dict(groups or {})
         known = {name for phase in phases for name in phase.params}
@@ -119,11 +142,14 @@ class Learner:
 
     def _update(self, batch: TensorDict, due: list[PhaseRunner]) -> None:
         batch = self.objective.prepare(batch)
+        parts = split(batch, self.accumulate)
         for runner in due:
-            self._run_phase(runner, batch)
+            for part in parts:
+                self._add_gradients(runner, part)
+            self._step(runner)
         distributed.average_(self.buffers)
 
-    def _run_phase(self, runner: PhaseRunner, batch: TensorDict) -> None:
+    def _add_gradients(self, runner: PhaseRunner, batch: TensorDict) -> None:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             out = runner.loss(batch)
         if runner.sums is None:
@@ -133,14 +159,17 @@ class Learner:
         losses = out[LOSS]
         terms = [losses[name] for name in runner.loss_names]
         total = sum(self.weights[name] * term for name, term in zip(runner.loss_names, terms, strict=True))
-        total.backward()
+        (total / self.accumulate).backward()
+        stats = [out[STAT, name] for name in runner.stat_names]
+        values = torch.stack([t.detach().float() for t in (*terms, *stats)])
+        runner.sums.add_(values, alpha=1 / self.accumulate)
+
+    def _step(self, runner: PhaseRunner) -> None:
         distributed.average_([p.grad for p in runner.params if p.grad is not None])
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(runner.params, self.max_grad_norm, foreach=True)
         runner.optimizer.step()
         runner.optimizer.zero_grad(set_to_none=True)
-        stats = [out[STAT, name] for name in runner.stat_names]
-        runner.sums.add_(torch.stack([t.detach().float() for t in (*terms, *stats)]))
 
     def _check_weights(self) -> None:
         """Every loss has a weight, and once all phases have run every weight has a loss."""

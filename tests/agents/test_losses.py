@@ -150,11 +150,13 @@ def test_hilbert_loss_equals_a_loop_over_samples(kit):
     agent = kit.agent(HILP, task_net=RAW, expectile=0.7, random_goal_ratio=0.5)
     batch = kit.batch()
     batch["future", "observation", "state"][0] = batch["observation", "state"][0, 0]  # sample 0 is at its goal
-    batch = prepared(agent, batch)
+    futures = batch["future", "observation"].clone()
+    batch = agent.draw_noise(batch, Generator().manual_seed(0))
     noise = batch["noise"]
     noise["is_random_goal"][:2] = torch.tensor([False, True])
+    batch = agent.prepare(batch)
     now, then, _ = rows(agent, batch)
-    later = agent.encoder(batch["future", "observation"])["pooled"]
+    later = agent.encoder(futures)["pooled"]
 
     def value(net, state: Tensor, goal: Tensor) -> float:
         return -(float(max(np.sum((values(net(state[None])) - values(net(goal[None]))) ** 2), 1e-6)) ** 0.5)

@@ -99,6 +99,17 @@ def test_losses_and_stats_are_finite_scalars_and_the_batch_stays_as_it_was(cfg):
     assert all(abs(value) < float("inf") for value in bench.learner.metrics().values())
 
 
+def test_no_loss_reaches_beyond_its_part_of_a_batch(cfg):
+    """What mixes samples by index must happen in ``prepare``, or accumulating would mix up the parts."""
+    cfg.accumulate = 4
+    bench = Bench(cfg)
+    bench.run(0, 2)
+    assert all(torch.isfinite(p).all() for p in bench.objective.parameters())
+    whole = bench.objective.prepare(bench.batch(2))
+    for phase in bench.objective.phases():
+        phase.loss(whole[:4])
+
+
 def test_phases_compile_whole(cfg, whole_graph):
     plain, compiled = Bench(cfg), Bench(cfg)  # two, because a phase may move running statistics
     batch = plain.objective.prepare(plain.batch(0))

@@ -167,6 +167,31 @@ def test_gradients_of_a_phase_are_clipped_together():
     torch.testing.assert_close(moved.flatten(), expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_accumulating_parts_equals_the_whole_batch(every):
+    """Pair's losses are means over samples, so two and four parts give the same update and the same metrics."""
+    data = TensorDict({"x": torch.tensor([1.0, -2.0, 4.0, 7.0])}, batch_size=[4])
+    ends, logged = [], []
+    for accumulate in (1, 2, 4):
+        objective = Pair(every=every)
+        mine = learner(objective, accumulate=accumulate)
+        for step in range(3):
+            mine.update(data, step)
+        ends.append([p.item() for p in objective.parameters()])
+        logged.append(mine.metrics())
+        assert objective.num_prepared == 3  # on whole batches
+    for end, values in zip(ends[1:], logged[1:], strict=True):
+        assert end == pytest.approx(ends[0])
+        assert values == pytest.approx(logged[0])
+
+
+def test_parts_must_divide_the_batch():
+    with pytest.raises(ValueError, match="accumulate=3 does not divide the 2 samples"):
+        learner(Pair(), accumulate=3).update(batch(), 0)
+    with pytest.raises(ValueError, match="accumulate=0"):
+        learner(Pair(), accumulate=0)
+
+
 def test_bf16_computes_products_in_bf16_and_keeps_the_rest_in_fp32():
     objective = Pair()
     machine = learner(objective, precision="bf16", optimizer=partial(torch.optim.Adam, lr=0.1))
