@@ -58,6 +58,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
 	  f"worldmodels needs Python 3.10, 3.11 or 3.12; {sys.executable} is {v[0]}.{v[1]}. Use: make PYTHON=/path/to/python3.12")'
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make $(VENV). On Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(PIP) 'pip>=23.1'   # older ones (Python 3.10 brings 23.0.1) lose their way among these dependencies
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) -e .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import ctypes
 import importlib
@@ -86,6 +87,7 @@ class OGBenchMaker:
                 # One renderer for all twins: each would hold a copy of the meshes on the graphics side.
                 if self._template._renderer is None:
                     self._template._initialize_renderer()
+                    atexit.register(self.finish)  # from here on, so that it comes before MuJoCo ends EGL itself
                 env._renderer = self._template._renderer
             return np.asarray(env.render())
         except Exception as error:  # what a missing library or display raises depends on the backend

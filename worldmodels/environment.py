@@ -21,6 +21,7 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    found["torch"] = str(torch.__version__)  # with the build: 2.13.0+cu130
     return found
 
 
