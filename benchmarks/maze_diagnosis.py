@@ -121,7 +121,8 @@ def examine(agent, source, grid: Grid, labelled: TensorDict, task: str, num: int
     explained = 1 - (psi @ weight - reward).square().mean() / reward.double().var()
     cells = torch.as_tensor(grid.centers.reshape(-1, 2), dtype=torch.float32)
     seen = (features(agent, TensorDict({STATE: cells}, batch_size=[len(cells)])) @ weight).reshape(grid.free.shape)
-    planner = grid.reaches(seen.numpy(), agent.discount, start, goal)
+    chunk = source.action_chunk
+    planner = grid.reaches(seen.numpy(), agent.discount ** (1 / chunk), start, goal)
 
     obs = labelled[OBSERVATION][:num]
     row, column = grid.cell(obs[STATE].numpy())
@@ -133,14 +134,16 @@ def examine(agent, source, grid: Grid, labelled: TensorDict, task: str, num: int
 
     angle = torch.arange(16) * (2 * math.pi / 16)
     directions = torch.stack([angle.cos(), angle.sin()], -1)
+    straight = directions.repeat(1, chunk)  # [16, A]
     latent = agent.state_net(agent.encoder(obs)[POOLED])
     q = torch.stack(
-        [(agent.predictor(latent, z.expand(num, -1), d.expand(num, 2)) * z).sum(-1).mean(0) for d in directions]
+        [(agent.predictor(latent, z.expand(num, -1), d.expand(num, -1)) * z).sum(-1).mean(0) for d in straight]
     )
     critic = (directions[q.argmax(0)][is_far] * ahead).sum(-1).mean()
-    noise = TensorDict({"action": torch.zeros(num, 2)}, batch_size=[num])
+    noise = TensorDict({"action": torch.zeros(num, straight.shape[1])}, batch_size=[num])
     td = TensorDict({OBSERVATION: obs, TASK: z.expand(num, -1), NOISE: noise}, batch_size=[num])
-    actor = torch.cosine_similarity(agent.act(td)[ACTION][is_far], ahead, dim=-1).mean()
+    moved = agent.act(td)[ACTION].unflatten(-1, (chunk, 2)).sum(1)
+    actor = torch.cosine_similarity(moved[is_far], ahead, dim=-1).mean()
     value = rank_correlation(q.max(0).values[is_far], torch.as_tensor(length[row, column])[is_far])
     return [f"{explained:.2f}", "yes" if planner else "no", f"{value:.2f}", f"{critic:.2f}", f"{actor:.2f}"]
 

@@ -45,6 +45,7 @@ class OGBench:
         max_episodes: use this many trajectories from the start. The published TD-JEPA numbers used 1000: a fifth of
             "stitch", a tenth of "explore", all of "navigate" and "play".
         frame_stack: pictures joined along channels; states have 1.
+        action_chunk: steps an action decides: rows of a window lie so far apart, and "action" joins what was done.
 
     Raises:
         ValueError: unknown name, a damaged or foreign file, an impossible setting: one line each.
@@ -65,12 +66,15 @@ class OGBench:
         max_device_bytes: int = 8 * 2**30,
         max_episodes: int | None = None,
         frame_stack: int = 1,
+        action_chunk: int = 1,
     ) -> None:
         self.facts: Dataset = find_dataset(dataset)
         if split not in ("train", "val"):
             raise ValueError(f"split={split!r}: OGBench has train and val")
         if frame_stack < 1 or (frame_stack > 1 and not self.facts.is_visual):
             raise ValueError(f"frame_stack={frame_stack}: {dataset} has states; only pictures are stacked, at least 1")
+        if action_chunk < 1:
+            raise ValueError(f"action_chunk={action_chunk}: an action decides at least one step")
         path = find(
             self.facts,
             data_dir,
@@ -85,10 +89,14 @@ class OGBench:
             if not path.exists():
                 raise ValueError(f"{path} is missing; it belongs beside {self.facts.name}.npz")
         self.device = torch.device(device)
-        self.split, self.frame_stack = split, frame_stack
+        self.split, self.frame_stack, self.action_chunk = split, frame_stack, action_chunk
         self._file = DataFile(path, self.facts, max_episodes=max_episodes)
         self.store = TrajectoryStore(
-            self._load(max_device_bytes), torch.from_numpy(self._file.ends), device=self.device, frame_stack=frame_stack
+            self._load(max_device_bytes),
+            torch.from_numpy(self._file.ends),
+            device=self.device,
+            frame_stack=frame_stack,
+            action_chunk=action_chunk,
         )
         self.spec = self._make_spec()
         self._say_what_it_is()
@@ -154,7 +162,7 @@ class OGBench:
         return Composite(
             {
                 OBSERVATION: Composite(seen, device=self.device),
-                ACTION: Bounded(-1.0, 1.0, (self.facts.action_dim,), device=self.device),
+                ACTION: Bounded(-1.0, 1.0, (self.action_chunk * self.facts.action_dim,), device=self.device),
                 TERMINATED: Categorical(2, shape=(), dtype=torch.bool, device=self.device),
             },
             device=self.device,

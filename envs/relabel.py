@@ -47,10 +47,9 @@ class Futures:
         first = store.draw(batch_size, window, generator)  # [B]
         uniform = torch.rand(batch_size, generator=generator, device=generator.device).to(first.device)
         ahead = (torch.log1p(-uniform) / math.log(self.discount)).floor() + 1  # inverse of the geometric distribution
-        ahead = ahead.clamp(max=store.num_rows).to(first.dtype)  # a long horizon must not overflow the index
-        future = torch.minimum(first + ahead, store.last_rows(first))
-        batch = store.rows(first.unsqueeze(-1) + torch.arange(window, device=first.device, dtype=first.dtype))
-        return batch.set(FUTURE, store.rows(future).select(OBSERVATION))
+        rows = (ahead * store.action_chunk).clamp(max=store.num_rows)  # a long horizon must not overflow the index
+        future = torch.minimum(first + rows.to(first.dtype), store.last_rows(first))
+        return store.windows(first, window).set(FUTURE, store.rows(future).select(OBSERVATION))
 
     def attach(self, policy: Policy | None) -> None:
         """Pass the policy on."""

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.keys import OBSERVATION, PIXELS
+from worldmodels.keys import ACTION, OBSERVATION, PIXELS
 
 
 class TrajectoryStore:
@@ -34,13 +34,21 @@ class TrajectoryStore:
         device: where batches are wanted; None means where the rows are.
         frame_stack: pictures of this many consecutive rows are joined along channels, oldest first. The first picture
             of a trajectory stands in for those before it.
+        action_chunk: rows of a window lie this many apart, and hold the actions in between joined, [h * A]. Actions
+            beyond the trajectory repeat its last one; they are in the last row of a window only, and lead nowhere.
 
     Raises:
         ValueError: if the last row ends no trajectory, or the lengths differ.
     """
 
     def __init__(
-        self, rows: TensorDict, ends: Tensor, *, device: torch.device | str | None = None, frame_stack: int = 1
+        self,
+        rows: TensorDict,
+        ends: Tensor,
+        *,
+        device: torch.device | str | None = None,
+        frame_stack: int = 1,
+        action_chunk: int = 1,
     ) -> None:
         if ends.shape != rows.batch_size or not bool(ends[-1]):
             raise ValueError(f"ends {list(ends.shape)} must mark the last of the {len(rows)} rows")
@@ -48,7 +56,7 @@ class TrajectoryStore:
         self._leaves: dict[str | tuple[str, ...], Tensor] = leaves
         self._rows_device = next(iter(leaves.values())).device
         self.device = self._rows_device if device is None else torch.device(device)
-        self.frame_stack = frame_stack
+        self.frame_stack, self.action_chunk = frame_stack, action_chunk
         self.ends = torch.nonzero(ends.cpu()).flatten()  # [M] last row of each trajectory
         begins = torch.cat([self.ends.new_zeros(1), self.ends[:-1] + 1])
         self.lengths = self.ends - begins + 1  # [M] rows
@@ -83,7 +91,7 @@ class TrajectoryStore:
             if window < 1:
                 raise ValueError(f"window={window}: a window has at least one row")
             row = torch.arange(self.num_rows, dtype=self._kind, device=self._last.device)
-            found = torch.nonzero(self._last - row >= window - 1).flatten()
+            found = torch.nonzero(self._last - row >= (window - 1) * self.action_chunk).flatten()
             if len(found) == 0:
                 longest = int(self.lengths.max())
                 raise ValueError(
@@ -113,8 +121,17 @@ class TrajectoryStore:
         Returns:
             batch size [B], leaves [B, T, ...], on ``device``.
         """
-        offset = torch.arange(window, device=self._rows_device, dtype=self._kind)
-        return self.rows(self.draw(batch_size, window, generator).unsqueeze(-1) + offset)
+        return self.windows(self.draw(batch_size, window, generator), window)
+
+    def windows(self, first: Tensor, window: int) -> TensorDict:
+        """Copy windows of ``window`` rows, T, that begin at rows ``first`` [B]; see ``sample``."""
+        step, first = self.action_chunk, first.unsqueeze(-1)
+        offset = torch.arange(window * step, device=first.device, dtype=first.dtype)
+        out = self.rows(first + offset[::step])
+        if step > 1:
+            every = torch.minimum(first + offset, self._last[first])  # [B, T * h]
+            out[ACTION] = self._gather(self._leaves[ACTION], every).unflatten(1, (window, step)).flatten(2)
+        return out
 
     def rows(self, index: Tensor) -> TensorDict:
         """Copy rows to ``device``.

@@ -35,16 +35,23 @@ class Toy:
         trajectories: number of walks, at least 1.
         steps: transitions of each, at least 1.
         seed: of the walks.
+        action_chunk: as in ``envs.ogbench``.
     """
 
     frame_stack = 1
 
     def __init__(
-        self, *, device: torch.device | str = "cpu", trajectories: int = 100, steps: int = 50, seed: int = 0
+        self,
+        *,
+        device: torch.device | str = "cpu",
+        trajectories: int = 100,
+        steps: int = 50,
+        seed: int = 0,
+        action_chunk: int = 1,
     ) -> None:
-        if trajectories < 1 or steps < 1:
-            raise ValueError(f"trajectories={trajectories}, steps={steps}: at least one of each")
-        self.device = torch.device(device)
+        if min(trajectories, steps, action_chunk) < 1:
+            raise ValueError(f"{trajectories=}, {steps=}, {action_chunk=}: at least one of each")
+        self.device, self.action_chunk = torch.device(device), action_chunk
         generator = Generator().manual_seed(seed)
         action = _smooth(torch.rand(trajectories, steps + 1, 2, generator=generator) * 2 - 1)  # [M, T, 2]
         state = torch.empty_like(action)
@@ -61,11 +68,11 @@ class Toy:
             },
             batch_size=[ends.numel()],
         )
-        self.store = TrajectoryStore(rows.to(self.device), ends.flatten())
+        self.store = TrajectoryStore(rows.to(self.device), ends.flatten(), action_chunk=action_chunk)
         self.spec = Composite(
             {
                 OBSERVATION: Composite({STATE: Unbounded((2,), device=self.device)}, device=self.device),
-                ACTION: Bounded(-1.0, 1.0, (2,), device=self.device),
+                ACTION: Bounded(-1.0, 1.0, (2 * action_chunk,), device=self.device),
                 TERMINATED: Categorical(2, shape=(), dtype=torch.bool, device=self.device),
             },
             device=self.device,

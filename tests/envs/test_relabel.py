@@ -19,12 +19,12 @@ from envs.toy import Toy
 class Numbered:
     """Fixed data whose state is (trajectory, row within it)."""
 
-    def __init__(self, lengths: list[int]) -> None:
+    def __init__(self, lengths: list[int], **options: int) -> None:
         pairs = [(m, t) for m, length in enumerate(lengths) for t in range(length)]
         ends = torch.tensor([t == lengths[m] - 1 for m, t in pairs])
         state = torch.tensor(pairs, dtype=torch.float32)
         rows = TensorDict({"observation": {"state": state}, "action": torch.zeros(len(pairs), 1)}, [len(pairs)])
-        self.store, self.spec, self.lengths = TrajectoryStore(rows, ends), None, lengths
+        self.store, self.spec, self.lengths = TrajectoryStore(rows, ends, **options), None, lengths
 
 
 @settings(max_examples=30, deadline=None)
@@ -84,3 +84,14 @@ def test_a_horizon_needs_a_discount_between_zero_and_one(discount):
         Futures(Toy(trajectories=1, steps=5), discount=discount)
     with pytest.raises(ValueError, match="dict has none"):
         Futures({}, discount=0.9)
+
+
+def test_futures_lie_whole_chunks_ahead():
+    source = Futures(Numbered([50_000], action_chunk=5), discount=0.8)
+    batch = source.sample(5_000, 2, Generator().manual_seed(0))
+    state, future = batch["observation", "state"][..., 1], batch["future", "observation", "state"][:, 1]
+    assert (state[:, 1] - state[:, 0] == 5).all()
+    ahead = future - state[:, 0]
+    inside = ahead[future < 49_999]
+    assert (inside % 5 == 0).all()
+    assert float(inside.mean()) == pytest.approx(25, rel=0.1)  # 1 / (1 - discount) chunks

@@ -67,6 +67,29 @@ def test_a_batch_is_a_function_of_the_generator() -> None:
     assert first.batch_size == (8,)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**31)
+)
+def test_a_chunk_joins_the_actions_between_two_rows(lengths: list[int], window: int, chunk: int, seed: int) -> None:
+    store = _store(lengths, action_chunk=chunk)
+    reach = (window - 1) * chunk
+    if max(lengths) <= reach:
+        with pytest.raises(ValueError, match="the longest of"):
+            store.sample(4, window, Generator().manual_seed(seed))
+        return
+    batch = store.sample(64, window, Generator().manual_seed(seed))
+    trajectory, place = batch["observation", "state"].unbind(-1)  # [64, T]
+    assert (trajectory == trajectory[:, :1]).all()
+    assert (place == place[:, :1] + chunk * torch.arange(window)).all()
+    assert len(store.starts(window)) == sum(max(0, length - reach) for length in lengths)
+    last = torch.tensor(lengths)[trajectory.long()] - 1
+    taken = torch.minimum(place[..., None] + torch.arange(chunk), last[..., None])  # [64, T, h]
+    actions = batch["action"].unflatten(-1, (chunk, 2))
+    assert torch.equal(actions[..., 1], taken + 0.5)
+    assert (actions[..., 0] == trajectory[..., None] + 0.5).all()
+
+
 def test_pictures_are_stacked_within_their_trajectory() -> None:
     store = _store([3, 4], frame_stack=3)
     pixels = store.rows(torch.tensor([[2, 3], [4, 6]], dtype=torch.int32))["observation", "pixels"]

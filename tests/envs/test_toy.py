@@ -38,6 +38,16 @@ def test_data(toy: Toy) -> None:
     assert again["observation", "state"].equal(state)
 
 
+def test_chunks(toy: Toy) -> None:
+    chunked = Toy(trajectories=20, steps=30, action_chunk=3)
+    batch = chunked.sample(32, 2, Generator().manual_seed(0))
+    assert chunked.spec.expand(32, 2).is_in(batch.auto_batch_size_(2))
+    state, now = batch["observation", "state"], batch["observation", "state"][:, 0]
+    for action in batch["action"][:, 0].unflatten(-1, (3, 2)).unbind(1):
+        now = move(now, action)
+    assert torch.equal(state[:, 1], now)
+
+
 def test_rewards_and_goals(toy: Toy) -> None:
     labelled = toy.labelled(4000, Generator().manual_seed(0))
     for task in toy.tasks.names:

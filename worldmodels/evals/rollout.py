@@ -116,6 +116,7 @@ def rollout(
     *,
     generator: Generator,
     action_dim: int,
+    action_chunk: int = 1,
     device: torch.device,
     z: Mapping[str, Tensor] | None = None,
     judge: Judge | None = None,
@@ -129,7 +130,8 @@ def rollout(
         policy: called with "observation", "z" [N, d] if given, and "noise", "action" [N, A], standard normal: all the
             randomness an actor may use.
         generator: of that noise, on the CPU; so a rollout does not depend on the device.
-        action_dim: A.
+        action_dim: A, of a whole chunk.
+        action_chunk: h, steps that one call of the policy decides; they are played without looking.
         device: of the policy.
         z: {task: [d]}, the same for all episodes of a task.
         judge: replaces the environment's reward, success and end; called with what ``reset`` and ``step`` return. The
@@ -151,14 +153,15 @@ def rollout(
             break
         if step == NO_TIME_LIMIT:
             raise ValueError(f"no end after {NO_TIME_LIMIT} steps: the environment has no time limit; give max_steps")
-        noise = torch.randn(sum(sizes), action_dim, generator=generator)
-        observation = torch.cat([task.now[OBSERVATION] for task in tasks.values()])
-        td = TensorDict({OBSERVATION: observation, NOISE: TensorDict({ACTION: noise}, [len(noise)])}, [len(noise)])
-        td = td.to(device)
-        if task_vectors is not None:
-            td[TASK] = task_vectors
-        action = policy.act(td, explore=False)[ACTION].to("cpu")
-        for task, rows in zip(tasks.values(), action.split(sizes), strict=True):
+        if step % action_chunk == 0:
+            noise = torch.randn(sum(sizes), action_dim, generator=generator)
+            observation = torch.cat([task.now[OBSERVATION] for task in tasks.values()])
+            td = TensorDict({OBSERVATION: observation, NOISE: TensorDict({ACTION: noise}, [len(noise)])}, [len(noise)])
+            td = td.to(device)
+            if task_vectors is not None:
+                td[TASK] = task_vectors
+            plan = policy.act(td, explore=False)[ACTION].to("cpu").unflatten(-1, (action_chunk, -1))  # [N, h, A / h]
+        for task, rows in zip(tasks.values(), plan[:, step % action_chunk].split(sizes), strict=True):
             task.step(rows)
     return {name: task.episodes() for name, task in tasks.items()}
 

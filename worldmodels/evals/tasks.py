@@ -70,6 +70,7 @@ def play(
             policy,
             generator=Generator().manual_seed(seed),
             action_dim=source.spec[ACTION].shape[-1],
+            action_chunk=source.action_chunk,
             device=device,
             z=z,
             judge=judge,

@@ -108,10 +108,11 @@ class RoomTasks:
 class RoomSource:
     """Uniform states of the room."""
 
-    spec = Composite(observation=Composite(state=Unbounded((2,))), action=Bounded(-1, 1, (2,)))
-
-    def __init__(self, names: tuple[str, ...] = ("east", "west"), *, has_map: bool = True) -> None:
-        self.tasks = RoomTasks(names, has_map)
+    def __init__(
+        self, names: tuple[str, ...] = ("east", "west"), *, has_map: bool = True, action_chunk: int = 1
+    ) -> None:
+        self.tasks, self.action_chunk = RoomTasks(names, has_map), action_chunk
+        self.spec = Composite(observation=Composite(state=Unbounded((2,))), action=Bounded(-1, 1, (2 * action_chunk,)))
 
     def labelled(self, num: int, generator: Generator) -> TensorDict:
         state = SIZE * (2 * torch.rand(num, 2, generator=generator) - 1)
@@ -149,7 +150,8 @@ class Walker(Objective):
         assert not explore
         self.calls.append(td.batch_size[0])
         action = (self.scale * (td["z"] - td["observation", "state"])).clamp(-1, 1)
-        return TensorDict({"action": action + self.noise_scale * td["noise", "action"]}, td.batch_size)
+        chunk = action.repeat(1, td["noise", "action"].shape[1] // 2)
+        return TensorDict({"action": chunk + self.noise_scale * td["noise", "action"]}, td.batch_size)
 
 
 @pytest.fixture

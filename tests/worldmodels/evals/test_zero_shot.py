@@ -33,6 +33,18 @@ def test_all_tasks_and_episodes_step_together(room, walker):
     assert all(env.is_closed for env in room.tasks.made)
 
 
+def test_a_chunk_of_actions_is_played_without_looking(make_room, walker):
+    result = unpack(ZeroShotEvaluator(source=make_room(action_chunk=2), every=1, episodes=5)(walker, 0))
+    assert result.metrics["success"] == 1.0
+    assert result.metrics["return"] == pytest.approx(1 - result.metrics["length"])  # steps are the environment's
+    longest = max(row["length"] for row in json.loads(result.files["episodes.json"]))
+    assert len(walker.calls) == -(-longest // 2)
+    walker.calls.clear()
+    options = {"reward_shift": 0.0, "max_steps": 10}
+    unpack(ZeroShotEvaluator(source=make_room(action_chunk=4), every=1, episodes=5, **options)(walker, 0))
+    assert len(walker.calls) == 3
+
+
 def test_the_reward_shift_carries_the_goal(room, walker):
     """Without it the reward is -1 nearly everywhere, and the walker goes to the middle of the room."""
     metrics = unpack(ZeroShotEvaluator(source=room, every=1, episodes=5, reward_shift=0.0)(walker, 0)).metrics
