@@ -9,6 +9,9 @@ For every task of a finished run, on states of the data:
 * ``critic``: mean cosine of the critic's best of 16 directions with the first step of the shortest way.
 * ``actor``: the same for the agent's action.
 
+Above the table stands the success between random places: 100 pairs of start and goal, 600 steps each. The benchmark's
+five tasks are few and far; this number tells two settings apart that they do not.
+
     python -m benchmarks.maze_diagnosis runs/a
 """
 
@@ -101,11 +104,52 @@ def diagnose(run_dir: Path, num: int = 1000) -> str:
     checkpoint.load_model(checkpoint.path_of(run_dir / "checkpoints", steps[-1]), agent)
     grid = Grid(source.tasks.maze())
     labelled = source.labelled(10_000, torch.Generator().manual_seed(0))
-    lines = ["| task | explained | planner | value | critic | actor |", "|---|---|---|---|---|---|"]
+    pairs = random_pairs(agent, source, labelled[OBSERVATION])
+    lines = [
+        f"Between random places: {pairs:.2f}",
+        "",
+        "| task | explained | planner | value | critic | actor |",
+        "|---|---|---|---|---|---|",
+    ]
     with judging(agent):
         rows = {task: examine(agent, source, grid, labelled, task, num) for task in source.tasks.names}
     lines += [f"| {task} | " + " | ".join(cells) + " |" for task, cells in rows.items()]
     return "\n".join(lines)
+
+
+@torch.no_grad()
+def random_pairs(agent, source, labelled: TensorDict, num: int = 100, max_steps: int = 600) -> float:
+    """Share of ``num`` random goals reached from random starts; each goal is a disc of RADIUS around it."""
+    import gymnasium
+
+    envs = [gymnasium.make(source.facts.env_id).unwrapped for _ in range(num)]
+    envs[0].reset()
+    draw, noise, squares = (
+        np.random.default_rng(0),
+        torch.Generator().manual_seed(0),
+        np.argwhere(envs[0].maze_map == 0),
+    )
+    # Within 1 m of the middle of free squares: the ball fits everywhere.
+    places = [envs[0].ij_to_xy(squares[i]) + draw.uniform(-1, 1, 2) for i in draw.integers(len(squares), size=2 * num)]
+    here, goals = np.array(places[:num]), np.array(places[num:])
+    for env, start in zip(envs, here, strict=True):
+        env.reset()
+        env.set_xy(start)
+    seen = labelled[STATE]
+    near = [(seen - torch.as_tensor(goal, dtype=torch.float32)).norm(dim=-1) <= RADIUS for goal in goals]
+    z = torch.stack([agent.infer_task(labelled, reward=inside.float()) for inside in near])
+    action_dim, done = agent.action_dim, np.zeros(num, bool)
+    with judging(agent):
+        for step in range(max_steps):
+            if step % source.action_chunk == 0:
+                td = TensorDict({STATE: torch.as_tensor(here, dtype=torch.float32)}, batch_size=[num])
+                random = TensorDict({ACTION: torch.randn(num, action_dim, generator=noise)}, batch_size=[num])
+                td = TensorDict({OBSERVATION: td, TASK: z, NOISE: random}, batch_size=[num])
+                plan = agent.act(td)[ACTION].unflatten(-1, (source.action_chunk, -1)).numpy()
+            for i in np.flatnonzero(~done):
+                here[i] = envs[i].step(plan[i, step % source.action_chunk])[0]
+            done |= np.linalg.norm(here - goals, axis=-1) <= RADIUS
+    return float(done.mean())
 
 
 def examine(agent, source, grid: Grid, labelled: TensorDict, task: str, num: int) -> list[str]:

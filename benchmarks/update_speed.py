@@ -63,7 +63,7 @@ class Timing(NamedTuple):
 def compose_config(scale: str) -> DictConfig:
     """TD-JEPA with the flow actor, as published on OGBench, at a scale."""
     with initialize_config_module("conf", version_base="1.3"):
-        return compose("config", ["agent=td_jepa", "actor=flow", "actor=flow", "env=ogbench", f"scale={scale}"])
+        return compose("config", ["agent=td_jepa", "actor=flow", "encoder=state", "env=ogbench", f"scale={scale}"])
 
 
 def yardstick_config(cfg: DictConfig) -> YardstickConfig:

@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.keys import ACTION, OBSERVATION, PIXELS
+from worldmodels.keys import ACTION, OBSERVATION, PIXELS, TERMINATED
 
 
 class TrajectoryStore:
@@ -34,8 +34,9 @@ class TrajectoryStore:
         device: where batches are wanted; None means where the rows are.
         frame_stack: pictures of this many consecutive rows are joined along channels, oldest first. The first picture
             of a trajectory stands in for those before it.
-        action_chunk: rows of a window lie this many apart, and hold the actions in between joined, [h * A]. Actions
-            beyond the trajectory repeat its last one; they are in the last row of a window only, and lead nowhere.
+        action_chunk: rows of a window lie this many apart, and hold the actions in between joined, [h * A], and
+            whether any of them terminated. Actions beyond the trajectory repeat its last one; they are in the last row
+            of a window only, and lead nowhere.
 
     Raises:
         ValueError: if the last row ends no trajectory, or the lengths differ.
@@ -131,6 +132,8 @@ class TrajectoryStore:
         if step > 1:
             every = torch.minimum(first + offset, self._last[first])  # [B, T * h]
             out[ACTION] = self._gather(self._leaves[ACTION], every).unflatten(1, (window, step)).flatten(2)
+            if TERMINATED in self._leaves:  # somewhere in the chunk
+                out[TERMINATED] = self._gather(self._leaves[TERMINATED], every).unflatten(1, (window, step)).any(2)
         return out
 
     def rows(self, index: Tensor) -> TensorDict:

@@ -133,6 +133,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     ("arguments", "expected"),
     [
         (["agent=td_jepa", "env=toy", "batchsize=3"], "batch_size"),
+        (["agent=td_jepa", "env=toy", "eval=null"], "eval=null"),
         (["agent=td_jpa", "env=toy"], "td_jepa"),
         (["env=toy"], "agent="),
         (["agent=td_jepa", "env.dataset=pointmaze-medum-navigate-v0"], "pointmaze-medium-navigate-v0"),

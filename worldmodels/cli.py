@@ -67,6 +67,8 @@ def check_overrides(arguments: list[str], config_name: str = "config") -> None:
                 name = found[1].split("/")[-1]
                 fail(f"there is no {found[1]}{suggestion(name, options)} (options: {', '.join(options)})")
             fail(text)
+        except ValueError as error:  # what Hydra raises for a null where it wants a name
+            fail(f"cannot compose {' '.join(arguments)}: {error}")
 
 
 @contextlib.contextmanager

@@ -90,6 +90,15 @@ def test_a_chunk_joins_the_actions_between_two_rows(lengths: list[int], window: 
     assert (actions[..., 0] == trajectory[..., None] + 0.5).all()
 
 
+def test_a_chunk_terminates_if_any_of_its_steps_did() -> None:
+    terminated = torch.tensor([False, False, False, True, False])  # the step from row 3 to row 4 ended the task
+    rows = TensorDict({"action": torch.arange(5.0)[:, None], "terminated": terminated}, batch_size=[5])
+    ends = torch.tensor([False, False, False, False, True])
+    store = TrajectoryStore(rows, ends, action_chunk=2)
+    batch = store.windows(torch.arange(3), 2)
+    assert batch["terminated"][:, 0].tolist() == [False, False, True]
+
+
 def test_pictures_are_stacked_within_their_trajectory() -> None:
     store = _store([3, 4], frame_stack=3)
     pixels = store.rows(torch.tensor([[2, 3], [4, 6]], dtype=torch.int32))["observation", "pixels"]
