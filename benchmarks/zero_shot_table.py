@@ -73,13 +73,14 @@ def is_finished(folder: Path) -> bool:
 def render(summaries: dict[tuple[str, int], dict[str, Any]], options: argparse.Namespace) -> str:
     """The table in Markdown."""
     first = next(iter(summaries.values()))
+    threads = " or ".join(sorted({str(s["threads"]) for s in summaries.values()}))
     tasks = sorted(k.split("/")[0] for k in final(first) if k.endswith("/success"))
     lines = [
         f"# {options.name}: zero-shot success, {time.strftime('%Y-%m-%d')}",
         "",
         f"Command: `python -m benchmarks.zero_shot_table {' '.join(sys.argv[1:])}`",
         "",
-        f"- {device_name(torch.device('cpu'))}, {first['threads']} thread(s) a run, {options.jobs} at a time.",
+        f"- {device_name(torch.device('cpu'))}, {threads} thread(s) a run, {options.jobs} at a time.",
         f"- {', '.join(f'{k} {v}' for k, v in versions().items() if k in ('python', 'torch', 'ogbench', 'mujoco'))}.",
         "- Success in %, mean over seeds (standard deviation of the seed means); final checkpoint.",
         "",
