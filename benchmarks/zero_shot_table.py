@@ -9,22 +9,18 @@ command can be stopped and started again. The untrained agent is a run of zero s
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.runs import RESULTS, run_all, spread, summary_of
 from worldmodels.environment import device_name, versions
 from worldmodels.files import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
 UNTRAINED = "untrained"
 
 
@@ -40,9 +36,8 @@ def main() -> None:
     options = parser.parse_args()
 
     cells = [(agent, seed) for seed in options.seeds for agent in [*options.agents, UNTRAINED]]
-    with ThreadPoolExecutor(options.jobs) as pool:
-        summaries = list(pool.map(lambda cell: run_cell(*cell, options), cells))
-    table = render({cell: s for cell, s in zip(cells, summaries, strict=True) if s is not None}, options)
+    summaries = run_all(run_cell, cells, options, jobs=options.jobs)
+    table = render({cell: summary for cell, summary in summaries.items() if summary is not None}, options)
     day = time.strftime("%Y-%m-%d")
     atomic_write(RESULTS / f"{options.name}-{day}.md", table)
     print(table)
@@ -51,23 +46,11 @@ def main() -> None:
 def run_cell(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any] | None:
     """Summary of one run, made if it is not there yet; None if it failed."""
     folder = options.runs / f"{agent}-{seed}"
-    if not is_finished(folder):
-        is_untrained = agent == UNTRAINED
-        own = [f"agent={options.agents[0] if is_untrained else agent}", f"seed={seed}", f"run_dir={folder}"]
-        own += ["steps=0"] if is_untrained else ["resume=true"]
-        threads = ["threads=1"] if options.jobs > 1 else []
-        command = [sys.executable, "-m", "worldmodels.run", *options.settings, *threads, *own]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ)
-        if done.returncode:
-            print(f"{agent}, seed {seed} failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-            return None
-    return json.loads((folder / "summary.json").read_text())
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether ``folder`` holds a run that reached its last step."""
-    path = folder / "summary.json"
-    return path.is_file() and json.loads(path.read_text())["is_finished"]
+    is_untrained = agent == UNTRAINED
+    own = [f"agent={options.agents[0] if is_untrained else agent}", f"seed={seed}"]
+    own += ["steps=0"] if is_untrained else ["resume=true"]
+    threads = ["threads=1"] if options.jobs > 1 else []
+    return summary_of(folder, *options.settings, *threads, *own)
 
 
 def render(summaries: dict[tuple[str, int], dict[str, Any]], options: argparse.Namespace) -> str:
@@ -100,12 +83,6 @@ def render(summaries: dict[tuple[str, int], dict[str, Any]], options: argparse.N
 def final(summary: dict[str, Any]) -> dict[str, float]:
     """Metrics of the last zero-shot evaluation."""
     return summary["evaluations"]["zero_shot"][-1]["metrics"]
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation in per cent."""
-    deviation = f" ({100 * statistics.stdev(values):.0f})" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.0f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -111,8 +111,16 @@ def build_transforms(cfg: DictConfig, objective: Objective) -> list[Transform]:
 
 
 def build_evaluators(cfg: DictConfig, source: Source) -> list[Evaluator]:
-    """Every evaluator of ``cfg.eval``, on the source's data."""
-    return [instantiate(node)(source=source) for node in cfg.eval.values() if node is not None]
+    """Every evaluator of ``cfg.eval`` that ``cfg.diagnostics`` does not switch off, on the source's data.
+
+    Raises:
+        ValueError: if something is switched on that is no evaluator.
+    """
+    switches = cfg.get("diagnostics") or {}
+    if unknown := sorted(name for name, is_on in switches.items() if is_on and name not in cfg.eval):
+        raise ValueError(f"diagnostics.{unknown[0]}=true: eval has no such evaluator; it has {', '.join(cfg.eval)}")
+    nodes = [node for name, node in cfg.eval.items() if node is not None and switches.get(name, True)]
+    return [instantiate(node)(source=source) for node in nodes]
 
 
 def to_dict(node: DictConfig) -> dict[str, Any]:

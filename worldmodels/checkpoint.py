@@ -93,7 +93,28 @@ def load_model(path: Path, model: nn.Module) -> None:
     Raises:
         ValueError: if a tensor is missing, unknown or of another shape: the checkpoint is of another configuration.
     """
-    saved, mine = load_file(path / "model.safetensors"), model_tensors(model)
+    copy_tensors(path, load_file(path / "model.safetensors"), model)
+
+
+@torch.no_grad()
+def load_part(path: Path, module: nn.Module, name: str) -> None:
+    """Copy the weights of one module of the checkpoint's model, such as "target.module", into ``module``.
+
+    Raises:
+        ValueError: if there is no such part, or its tensors are not those of ``module``.
+    """
+    saved, prefix = load_file(path / "model.safetensors"), f"{name}."
+    found = {key.removeprefix(prefix): value for key, value in saved.items() if key.startswith(prefix)}
+    if not found:
+        known = sorted({key.split(".")[0] for key in saved})
+        raise ValueError(f"checkpoint {path} has no part {name}; its parts begin with {', '.join(known)}")
+    copy_tensors(path, found, module)
+
+
+@torch.no_grad()
+def copy_tensors(path: Path, saved: dict[str, Tensor], model: nn.Module) -> None:
+    """Copy the tensors ``saved`` at ``path`` into ``model``; all of them must match."""
+    mine = model_tensors(model)
     for name in sorted(saved.keys() ^ mine.keys()):
         side = "has no" if name in mine else "has an extra"
         raise ValueError(f"checkpoint {path} {side} tensor {name}: it comes from another configuration")

@@ -150,6 +150,24 @@ class Embeds(Protocol):
 
 
 @runtime_checkable
+class TwoViews(Protocol):
+    """Learns from two views of a sample that are not simply consecutive steps: masked parts, crops, modalities."""
+
+    def views(self, batch: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """Return the view that predicts and the view that is predicted, new TensorDicts of batch size [B].
+
+        Args:
+            batch: has passed the objective's transforms, which drew whatever is random.
+
+        Returns:
+            each with "observation" as in the batch, leaves [B, ...]; if the view shows only a part of it, "shown": bool
+            leaves of the same names that broadcast to [B, ...]; and, where ``embed`` cannot encode such a part,
+            "latent": the view's representations, [B, ...] each.
+        """
+        ...
+
+
+@runtime_checkable
 class ZeroShot(Policy, Protocol):
     """Solves a task it was never trained on, given samples of its reward or a goal."""
 

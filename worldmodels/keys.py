@@ -11,9 +11,17 @@ from __future__ import annotations
 OBSERVATION = "observation"  # nested TensorDict, one entry a modality
 STATE = "state"  # float32 [..., S], physical units of the simulator
 PIXELS = "pixels"  # uint8 [..., C, H, W], 0..255, frames stacked along C
+NUMERICAL = "numerical"  # float32 [..., Dn], columns of a table, scaled; 0 where missing
+MISSING = "missing"  # bool [..., Dn]
+CATEGORICAL = "categorical"  # int64 [..., Dc]; 0 a category unseen in training, 1 missing
+MOMENTS = "moments"  # float64 [..., P, 3, d, d], E[x x^T], E[y x^T], E[y y^T] of two views, P data sets
 ACTION = "action"  # float32 [..., A], within [-1, 1]
 REWARD = "reward"  # float32 [...]
 TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a trajectory's end)
+
+LABEL = (
+    "label"  # int64 [...] a class, or float32 [...] a number in the label's unit; only supervised objectives read it
+)
 
 FUTURE = "future"  # nested TensorDict: a later row of the same trajectory, added by envs.relabel
 
@@ -23,10 +31,18 @@ PHYSICS = "physics"  # nested TensorDict: "qpos", "qvel" float64 [..., n]; "butt
 # --- what encoders return ---------------------------------------------------------------------------------------
 TOKENS = "tokens"  # float [B, N, D]
 POOLED = "pooled"  # float [B, D]
+REGISTERS = "registers"  # float [B, R, D], tokens that stand for no part of the input
 
 # --- tasks and randomness, added by transforms ------------------------------------------------------------------
 TASK = "z"  # float [B, d]; norm sqrt(d); the only thing that is ever called z
 NOISE = "noise"  # nested TensorDict: every random number one update needs, drawn by a transform
+
+CONTEXT = "context"  # int64 [B, K], tokens an encoder may see; -1 is padding
+TARGETS = "targets"  # int64 [B, M, K'], tokens to be predicted, M sets of them
+
+# --- what an objective says of its two views (core.TwoViews) ----------------------------------------------------------
+SHOWN = "shown"  # nested TensorDict like "observation": bool, which entries a view shows
+LATENT = "latent"  # nested TensorDict: float [B, ...], representations of a view
 
 # --- what a phase's loss returns --------------------------------------------------------------------------------
 LOSS = "loss"  # nested TensorDict of scalars, each with a weight in the config

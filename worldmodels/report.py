@@ -29,6 +29,7 @@ MAX_EMBEDDED = 30_000_000  # bytes of pictures and videos in one page; the rest 
 _PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
 _VIDEOS = {".mp4": "video/mp4", ".webm": "video/webm"}
 _LAST = ("time", "collapse")  # groups of curves that come after the losses and evaluations
+_OPEN_CURVES = 24  # a group of more is folded: its table says more
 
 Curves = Mapping[str, tuple[list[int], list[float]]]
 
@@ -247,7 +248,10 @@ def _all_curves(curves: Curves) -> str:
     for group in ordered:
         names = sorted(groups[group], key=lambda name: name.count("/"))  # means before single tasks
         cards = "".join(_card(curves, name) for name in names)
-        sections.append(f"<h3>{escape(group)}</h3><div class='curves'>{cards}</div>")
+        drawings = f"<div class='curves'>{cards}</div>"
+        is_many = len(names) > _OPEN_CURVES
+        title = f"{group}: {len(names)} curves" if is_many else group
+        sections.append(_folded(title, drawings) if is_many else f"<h3>{escape(title)}</h3>{drawings}")
     return f"<section><h2>Curves</h2>{''.join(sections)}</section>" if sections else ""
 
 

@@ -12,14 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 
 from worldmodels import build, checkpoint, distributed
-from worldmodels.environment import git_commit, peak_memory_bytes, versions
-from worldmodels.files import atomic_write
+from worldmodels.environment import git_commit, keep_freed_memory, peak_memory_bytes, versions
+from worldmodels.files import atomic_write, atomic_write_json
 from worldmodels.logging import Logger, Progress
 from worldmodels.report import save_evaluation, write_report
 from worldmodels.trainer import Trainer
 
 # What may differ between a run and its resumption: where and how long, never what is computed.
-FREE_KEYS = set("steps run_dir resume device threads log_every eval_every checkpoint_every logger eval".split())
+FREE_KEYS = set(
+    "steps run_dir resume device threads log_every eval_every checkpoint_every logger eval diagnostics".split()
+)
+
+SOURCE_FILE = "source.json"  # what the data say of themselves, such as a table's scales and categories
 
 
 def claim_run_dir(cfg: DictConfig) -> Path:
@@ -71,6 +75,8 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
     if cfg.batch_size % distributed.world_size():
         raise ValueError(f"batch_size={cfg.batch_size} does not divide among {distributed.world_size()} processes")
     build.use_fast_matmul(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     run_dir = claim_run_dir(cfg)
     source = build.build_source(cfg, device)
     objective = build.build_objective(cfg, source, device)
@@ -87,6 +93,8 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
     distributed.barrier()  # every process has looked at the folder before the first one writes to it
     if distributed.is_main():
         atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        if hasattr(source, "describe"):
+            atomic_write_json(run_dir / SOURCE_FILE, source.describe())
     record = Record(
         cfg, run_dir, command=command, device=device, start=start, parameters=build.num_parameters(objective)
     )

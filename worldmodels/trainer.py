@@ -89,7 +89,11 @@ class Trainer:
             values = self._read(done)
             self.stopwatch.lap(done)
             self.log(done, {**values, "time/updates_per_second": self.stopwatch.per_second})
-            self._evaluate(done)
+            try:
+                self._evaluate(done)
+            except Exception:  # a fault in an evaluator must not cost the training
+                self._save(done)
+                raise
             stop = distributed.any_process(self._signal is not None, self.device)
             if should_save(done) or is_last or stop or (self.best and self.best[1] == done):
                 self._save(done)

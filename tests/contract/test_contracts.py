@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 from torch import Generator
-from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbounded
 
+from tests.systems import CONF, SYSTEMS, composed
 from worldmodels import build, checkpoint
 from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.keys import OBSERVATION, PIXELS, POOLED, STATE, TOKENS
+from worldmodels.keys import CATEGORICAL, MISSING, NUMERICAL, OBSERVATION, PIXELS, POOLED, STATE, TOKENS
 from worldmodels.learner import Learner
 from worldmodels.trainer import batch_seed
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 CPU = torch.device("cpu")
 SPECS = {
     "state": Composite({OBSERVATION: Composite({STATE: Unbounded((5,))}), "action": Bounded(-1, 1, (3,))}),
     "pixels": Composite({OBSERVATION: Composite({PIXELS: Bounded(0, 255, (3, 32, 32), dtype=torch.uint8)})}),
+    "latents": Composite({OBSERVATION: Composite({TOKENS: Unbounded((3, 4))})}),
+    "table": Composite(
+        {
+            OBSERVATION: Composite(
+                {
+                    NUMERICAL: Unbounded((3,)),
+                    MISSING: Categorical(2, shape=(3,), dtype=torch.bool),
+                    CATEGORICAL: MultiCategorical((4, 7)),
+                }
+            )
+        }
+    ),
 }
-SYSTEMS = [(group, path.stem) for group in ("agent", "objective") for path in sorted((CONF / group).glob("*.yaml"))]
-
-
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_module("conf", version_base="1.3"):
-        return compose("config", overrides=["env=toy", "batch_size=16", *overrides])
 
 
 class Bench:
@@ -53,9 +57,9 @@ class Bench:
             self.learner.update(self.batch(step), step)
 
 
-@pytest.fixture(params=SYSTEMS, ids=lambda system: "/".join(system))
+@pytest.fixture(params=SYSTEMS)
 def cfg(request) -> DictConfig:
-    return composed("=".join(request.param))
+    return composed(request.param.replace("/", "="))
 
 
 def test_resumes_bit_for_bit_from_a_checkpoint(cfg, tmp_path):
@@ -101,6 +105,8 @@ def test_losses_and_stats_are_finite_scalars_and_the_batch_stays_as_it_was(cfg):
 
 def test_no_loss_reaches_beyond_its_part_of_a_batch(cfg):
     """What mixes samples by index must happen in ``prepare``, or accumulating would mix up the parts."""
+    if cfg.batch_size < 4:
+        pytest.skip("its data set is a single sample")
     cfg.accumulate = 4
     bench = Bench(cfg)
     bench.run(0, 2)
@@ -127,17 +133,25 @@ def test_embeds_one_row_a_sample(cfg):
     assert isinstance(bench.objective, Embeds)
     obs = bench.batch(0)[OBSERVATION][:, 0] if OBSERVATION in bench.batch(0).keys() else None
     latents = bench.objective.embed(obs)
-    assert all(latent.shape[0] == 16 and latent.ndim == 2 for latent in latents.values())
+    assert all(latent.shape[0] == cfg.batch_size and latent.ndim == 2 for latent in latents.values())
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((CONF / "encoder").glob("*.yaml"))])
+@pytest.mark.parametrize(
+    "name", [path.stem for path in sorted((CONF / "encoder").glob("*.yaml")) if path.stem != "pretrained"]
+)
 def test_encoder_gives_what_it_promises(name):
     from hydra.utils import instantiate
 
     make = instantiate(composed("agent=td_jepa", f"encoder={name}").encoder)
-    kind = "pixels" if name.startswith("pixels") else "state"
-    spec, other = SPECS[kind], next(spec for key, spec in SPECS.items() if key != kind)
-    encoder = make(spec)
+    built, refusals = {}, []
+    for kind, spec in SPECS.items():
+        try:
+            built[kind] = make(spec)
+        except ValueError as error:
+            refusals.append(str(error))
+    assert all("Use encoder=" in refusal for refusal in refusals)
+    ((kind, encoder),) = built.items()  # one kind of data suits it
+    spec = SPECS[kind]
     assert isinstance(encoder, Encoder)
     obs = spec.expand(6).rand()[OBSERVATION]
     encoder.observe(obs)
@@ -147,8 +161,6 @@ def test_encoder_gives_what_it_promises(name):
     assert out[TOKENS].shape[-1] == encoder.dim
     alone = encoder(obs[2:3])[POOLED]
     torch.testing.assert_close(alone, out[POOLED][2:3], rtol=1e-4, atol=1e-5)  # no batch mate leaks in
-    with pytest.raises(ValueError, match="Use encoder="):
-        make(other)
 
 
 def test_joint_training_shares_one_encoder():
@@ -159,3 +171,19 @@ def test_joint_training_shares_one_encoder():
     assert {"loss/td_state", "loss/prediction"} <= set(bench.learner.metrics())
     obs = bench.batch(0)["agent", OBSERVATION][:, 0]
     assert {"agent/task", "objective/latent"} <= set(bench.objective.embed(obs).keys())
+
+
+def test_every_published_setting_composes():
+    failed = set()
+    for path in sorted((CONF / "experiment").rglob("*.yaml")):
+        if path.parent.name == "base":
+            continue
+        name = path.relative_to(CONF / "experiment").with_suffix("").as_posix()
+        try:
+            cfg = composed(f"experiment={name}")
+        except MissingConfigException:  # the DMC source is planned
+            failed.add(name)
+        else:
+            assert OmegaConf.to_container(cfg, resolve=True)["steps"] > 0
+    domains = ("cheetah", "pointmass", "quadruped", "walker")
+    assert failed == {f"td_jepa/{kind}{domain}" for kind in ("", "visual-") for domain in domains}

@@ -1,4 +1,4 @@
-"""The first losses of every system on the toy source, and the script that writes them down.
+"""The first losses of every system on small data, and the script that writes them down.
 
     python -m tests.golden.regenerate [agent/td_jepa ...]
 
@@ -17,19 +17,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from hydra import compose, initialize_config_module
 from torch import Generator
 
+from tests.systems import SYSTEMS, composed
 from worldmodels import build
 from worldmodels.trainer import batch_seed
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "first_losses"
-SYSTEMS = [
-    f"{group}/{path.stem}"
-    for group in ("agent", "objective")
-    for path in sorted((ROOT / "conf" / group).glob("*.yaml"))
-]
 STEPS, BATCH_SIZE, SEED = 5, 16, 0
 
 
@@ -48,9 +43,8 @@ def float64() -> Iterator[None]:
 def first_losses(system: str) -> dict[str, list[float]]:
     """Every named loss of ``system`` ("agent/td_jepa") at ``scale=small``, one value an update."""
     device = torch.device("cpu")
-    overrides = [system.replace("/", "="), "env=toy", "scale=small", f"batch_size={BATCH_SIZE}", f"seed={SEED}"]
-    with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("config", overrides=[*overrides, "compile=false"])
+    overrides = [system.replace("/", "="), "scale=small", f"seed={SEED}", "compile=false"]
+    cfg = composed(*overrides, batch_size=BATCH_SIZE)
     source = build.build_source(cfg, device)
     objective = build.build_objective(cfg, source, device)
     learner = build.build_learner(cfg, objective, device)
@@ -58,7 +52,7 @@ def first_losses(system: str) -> dict[str, list[float]]:
     losses: dict[str, list[float]] = {}
     for step in range(STEPS):
         generator = Generator().manual_seed(batch_seed(SEED, step, 0))
-        batch = source.sample(BATCH_SIZE, objective.window, generator)
+        batch = source.sample(cfg.batch_size, objective.window, generator)
         batch = batch.apply(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf)
         for transform in transforms:
             batch = transform(batch, generator)

@@ -40,6 +40,11 @@ def test_cosine_without_warmup_starts_at_one():
     assert WarmupCosine(5, warmup=5)(4) == pytest.approx(0.8)
 
 
+def test_warmup_as_a_share_and_another_first_value():
+    schedule = WarmupCosine(300, warmup=1 / 30, first=2.7)
+    assert [schedule(step) for step in (0, 5, 10)] == pytest.approx([2.7, 0.5, 1.0])
+
+
 @pytest.mark.parametrize("warmup", [-1, 11])
 def test_warmup_lies_within_the_run(warmup):
     with pytest.raises(ValueError, match=f"0 <= {warmup} <= 10 fails"):

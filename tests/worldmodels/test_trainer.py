@@ -105,6 +105,19 @@ def test_an_evaluation_without_a_score_is_never_the_best(tmp_path):
     assert run.trainer.best == (-3.0, 8)
 
 
+def test_a_fault_in_an_evaluator_does_not_cost_the_training(tmp_path):
+    class Broken(Judge):
+        def __call__(self, objective, step):
+            if step:
+                raise KeyError("no such task")
+            return super().__call__(objective, step)
+
+    run = Run(tmp_path, evaluators=(Broken({}, every=5),))
+    with pytest.raises(KeyError, match="no such task"):
+        run.trainer.fit()
+    assert checkpoint.steps(run.trainer.checkpoints) == [5]
+
+
 def test_evaluators_change_nothing_in_training(tmp_path):
     alone = Run(tmp_path / "alone")
     monitor = CollapseMonitor(source=Toy(trajectories=5, steps=20), every=2, num=32)

@@ -7,14 +7,15 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from worldmodels.core import Embeds, Objective, Source
-from worldmodels.evals.results import device_of, judging, pack
+from worldmodels.evals.results import device_of, judging, pack, parts_of
 from worldmodels.keys import OBSERVATION
 
 
 class CollapseMonitor:
     """Rank and spread of every representation an objective offers through ``embed``, on one fixed batch.
 
-    For each entry: "rankme" (effective rank, 1 to D), "std_mean" and "std_min" over the dimensions (latent units).
+    For each entry: "rankme" (effective rank, 1 to D), "std_mean" and "std_min" over the dimensions (latent units), and
+    "uniformity", which is 0 if all states share one direction and about -4 if directions are spread evenly.
 
     Args:
         source: where the batch comes from; the same states at every evaluation.
@@ -47,17 +48,20 @@ class CollapseMonitor:
         Raises:
             ValueError: if the objective has no ``embed``.
         """
-        if not isinstance(objective, Embeds):
-            raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
         generator = Generator(device_of(objective)).manual_seed(self.seed)
+        metrics, warnings, embeds = {}, [], False
         with judging(objective):
-            observation = self.source.sample(self.num, 1, generator)[OBSERVATION][:, 0]
-            latents = objective.embed(observation)
-            metrics, warnings = {}, []
-            for name, latent in latents.items():
-                values = spread(latent.flatten(1))
-                metrics |= {f"{name}/{key}": value for key, value in values.items() if key != "rms"}
-                warnings += self._warnings(str(name), latent.flatten(1).shape[1], values)
+            for prefix, (part, source) in parts_of(objective, self.source).items():
+                if not isinstance(part, Embeds):
+                    continue
+                embeds = True
+                observation = source.sample(self.num, 1, generator)[OBSERVATION][:, 0]
+                for name, latent in part.embed(observation).items():
+                    values = spread(latent.flatten(1))
+                    metrics |= {f"{prefix}{name}/{key}": value for key, value in values.items() if key != "rms"}
+                    warnings += self._warnings(f"{prefix}{name}", latent.flatten(1).shape[1], values)
+        if not embeds:
+            raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
         return pack(metrics, warnings=[f"step {step}: {warning}" for warning in warnings])
 
     def _warnings(self, name: str, dim: int, values: dict[str, float]) -> list[str]:
@@ -92,4 +96,15 @@ def spread(latent: Tensor) -> dict[str, float]:
     total = singular.sum()
     share = singular / total.clamp_min(torch.finfo(torch.float64).tiny)
     rank = torch.special.entr(share).sum().exp() if total > 0 else total
-    return {"rankme": float(rank), **values}
+    return {"rankme": float(rank), "uniformity": uniformity(latent), **values}
+
+
+def uniformity(latent: Tensor) -> float:
+    """Logarithm of the mean of exp(-2 |u - v|^2) over pairs of different rows' directions u, v; latents [N, D].
+
+    Source: Wang and Isola, ICML 2020, eq. 4 with t = 2.
+    """
+    unit = torch.nn.functional.normalize(latent, dim=1)
+    closeness = (4 * (unit @ unit.T - 1)).exp()  # |u - v|^2 = 2 - 2 u v
+    num = len(latent)
+    return float(((closeness.sum() - closeness.diagonal().sum()) / (num * (num - 1))).log())

@@ -95,3 +95,11 @@ def judging(objective: Objective) -> Iterator[None]:
 def device_of(objective: Objective) -> torch.device:
     """Where the objective's parameters live; the CPU if it has none."""
     return next((parameter.device for parameter in objective.parameters()), torch.device("cpu"))
+
+
+def parts_of(objective: Objective, source: Any) -> dict[str, tuple[Any, Any]]:
+    """An objective with its source, under the prefix ""; of a joint one on a mixture each part, under "name/"."""
+    parts, sources = getattr(objective, "objectives", None), getattr(source, "sources", None)
+    if parts is None or sources is None:
+        return {"": (objective, source)}
+    return {f"{name}/": (part, sources[name]) for name, part in parts.items()}

@@ -52,6 +52,14 @@ def test_rankme_of_known_matrices():
     assert spread(torch.full((4, 3), float("nan")))["rankme"] != spread(torch.zeros(4, 3))["rankme"]
 
 
+def test_uniformity_of_known_directions():
+    assert spread(torch.ones(64, 8))["uniformity"] == pytest.approx(0.0, abs=1e-9)
+    opposite = torch.tensor([[1.0, 0.0], [-3.0, 0.0]])  # length does not matter
+    assert spread(opposite)["uniformity"] == pytest.approx(-8.0)
+    torch.manual_seed(0)
+    assert spread(torch.randn(500, 256))["uniformity"] == pytest.approx(-4.0, abs=0.05)  # nearly orthogonal pairs
+
+
 def test_a_healthy_representation_gives_numbers_and_no_warning():
     monitor = CollapseMonitor(source=Points(), every=10)
     result = unpack(monitor(Linear(torch.eye(6)), 10))
@@ -98,3 +106,17 @@ def test_an_objective_without_embed_is_refused():
 
     with pytest.raises(ValueError, match="needs an objective with embed"):
         CollapseMonitor(source=Points(), every=1)(Blind(), 1)
+
+
+def test_parts_of_a_joint_objective_are_looked_at_on_their_own_data():
+    class Both(Linear):
+        def __init__(self) -> None:
+            super().__init__(torch.eye(6))
+            self.objectives = {"agent": Linear(torch.eye(6)), "objective": Linear(torch.zeros(6, 6))}
+
+    mixture = Points()
+    mixture.sources = {"agent": Points(), "objective": Points()}
+    result = unpack(CollapseMonitor(source=mixture, every=10)(Both(), 10))
+    assert result.metrics["agent/state/rankme"] > 5
+    assert result.metrics["objective/state/rankme"] == 0
+    assert all("objective/state" in warning for warning in result.warnings)

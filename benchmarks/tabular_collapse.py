@@ -1,0 +1,121 @@
+"""Does T-JEPA collapse without its register token? Rank, spread and probe score over training, with and without it.
+
+    python -m benchmarks.tabular_collapse --data-dir ../shared/data/tabular -- steps=1500 eval_every=250
+
+Writes a table to benchmarks/results and a picture to docs/figures. Step 0 is the untrained encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.runs import FIGURES, RESULTS, run_all, spread, summary_of
+from worldmodels.environment import device_name, versions
+from worldmodels.files import atomic_write
+
+CURVES = {  # title: evaluator, metric
+    "effective rank": ("collapse", "row/rankme"),
+    "mean standard deviation": ("collapse", "row/std_mean"),
+    "uniformity": ("collapse", "row/uniformity"),
+}
+COLORS = {1: "#1f4e9c", 0: "#d73027"}
+
+
+def main() -> None:
+    """Run what is missing, print, save and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="california")
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--registers", nargs="+", type=int, default=[1, 0])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tabular_collapse"))
+    parser.add_argument("settings", nargs="*", help="settings of every run, after --")
+    options = parser.parse_args()
+    cells = [(num, seed) for seed in options.seeds for num in options.registers]
+    summaries = {cell: found for cell, found in run_all(train, cells, options, jobs=options.jobs).items() if found}
+    if not summaries:
+        sys.exit("error: every run failed")
+    probed = next(iter(summaries.values()))["evaluations"]["probe"][0]["metrics"]
+    metric = "rmse" if "row/rmse" in probed else "accuracy"
+    shown = {**CURVES, f"linear probe, {metric}": ("probe", f"row/{metric}")}
+    curves = {title: {cell: series(s, *which) for cell, s in summaries.items()} for title, which in shown.items()}
+    name = f"t_jepa_collapse_{options.data}"
+    atomic_write(FIGURES / f"{name}.png", picture(curves, options))
+    table = render(curves, options)
+    atomic_write(RESULTS / f"{name.replace('_', '-')}-{time.strftime('%Y-%m-%d')}.md", table)
+    print(table)
+
+
+def train(num_registers: int, seed: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Summary of one run."""
+    folder = options.runs / f"{options.data}-{num_registers}-{seed}"
+    where = [f"env.data_dir={options.data_dir.resolve()}"] if options.data_dir else []
+    own = [f"encoder.num_registers={num_registers}", f"seed={seed}", "threads=1", "resume=true"]
+    return summary_of(folder, "objective=t_jepa", f"env.dataset={options.data}", *where, *own, *options.settings)
+
+
+def series(summary: dict[str, Any], evaluator: str, metric: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric of a run."""
+    blocks = summary["evaluations"][evaluator]
+    return [block["step"] for block in blocks], [block["metrics"][metric] for block in blocks]
+
+
+def picture(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Namespace) -> bytes:
+    """One axes a quantity: every seed as a line, with and without registers."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * len(curves), 2.8), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, cells) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
+        for (num, seed), (steps, values) in cells.items():
+            label = f"{num} [REG]" if seed == options.seeds[0] else None
+            axes.plot(steps, values, color=COLORS.get(num, "#5b6472"), linewidth=1.2, label=label)
+        axes.set_title(title, fontsize=9)
+        axes.set_xlabel("updates", fontsize=8)
+        axes.tick_params(labelsize=7)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].legend(fontsize=7, frameon=False)
+    figure.suptitle(f"T-JEPA on {options.data}, {len(options.seeds)} seeds each", fontsize=10)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def render(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Namespace) -> str:
+    """First and last values in Markdown."""
+    lines = [
+        f"# Collapse with and without [REG], {options.data}, {time.strftime('%Y-%m-%d')}",
+        "",
+        f"Command: `python -m benchmarks.tabular_collapse {' '.join(sys.argv[1:])}`",
+        "",
+        f"- {device_name(torch.device('cpu'))}, one thread a run, {options.jobs} at a time.",
+        f"- {', '.join(f'{k} {v}' for k, v in versions().items() if k in ('python', 'torch'))}; "
+        f"seeds {', '.join(map(str, options.seeds))}.",
+        "- Of all tokens of a row joined, at step 0 (untrained) and at the end; mean over seeds (standard deviation).",
+        "",
+        "| | " + " | ".join(f"{num} [REG], untrained | {num} [REG], trained" for num in options.registers) + " |",
+        "|---" * (1 + 2 * len(options.registers)) + "|",
+    ]
+    for title, cells in curves.items():
+        row = []
+        for num in options.registers:
+            found = [values for (n, _), (_, values) in cells.items() if n == num]
+            digits = 1 if statistics.mean(v[-1] for v in found) > 10 else 4
+            row += [spread([values[at] for values in found], scale=1.0, digits=digits) for at in (0, -1)]
+        lines.append(f"| {title} | {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

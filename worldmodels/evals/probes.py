@@ -1,0 +1,160 @@
+"""Linear probes: how much of a label can be read off a frozen representation by a linear map.
+
+Fitted to convergence on training rows, its strength of regularisation chosen on validation rows, judged on test rows.
+The raw input stands beside it as a control, and so does the untrained network: the trainer evaluates at step 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.nn import functional as F
+from torchrl.data import Composite
+
+from worldmodels.core import Embeds, Encoder, Objective
+from worldmodels.evals.results import judging, pack
+from worldmodels.keys import POOLED
+
+CHUNK = 4096  # rows embedded at a time
+
+
+class LinearProbe:
+    """Ridge regression or multinomial logistic regression on every representation an objective offers.
+
+    Metrics: "<representation>/rmse" in the target's unit, or "<representation>/accuracy" and "/macro_f1"; "raw" is the
+    input itself, standardised, categories one-hot.
+
+    Args:
+        source: with ``part(name)`` of "train", "val", "test", ``task`` and ``num_classes`` (see ``envs.tables``).
+        every: steps between two probes; 0 probes at the end only.
+        raw: factory of an encoder without weights, the control.
+        penalties: tried on validation rows; relative to the number of training rows.
+        name: of this evaluator in logs and files.
+
+    Raises:
+        ValueError: if the source has no labelled parts.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Any,
+        every: int,
+        raw: Callable[[Composite], Encoder],
+        penalties: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+        name: str = "probe",
+    ) -> None:
+        if not hasattr(source, "part"):
+            raise ValueError(f"{name} needs labelled parts; {type(source).__name__} has none. Use env=tables")
+        self.source, self.every, self.penalties, self.name = source, every, tuple(penalties), name
+        self.flat = raw(source.spec)
+        self._raw: dict[str, float] | None = None
+
+    def __call__(self, objective: Objective, step: int) -> TensorDict:
+        """Probe now."""
+        if not isinstance(objective, Embeds):
+            raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
+        parts = [self.source.part(name) for name in ("train", "val", "test")]
+        with judging(objective):
+            embedded = [embed(objective, part.obs) for part in parts]
+        metrics: dict[str, float] = {}
+        targets = [part.target for part in parts]
+        for name in sorted(map(str, embedded[0].keys())):
+            found = self.fit([rows[name] for rows in embedded], targets)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        if self._raw is None:
+            self._raw = self.fit([self.flat(part.obs)[POOLED] for part in parts], targets)
+        return pack(metrics | {f"raw/{key}": value for key, value in self._raw.items()})
+
+    def fit(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
+        """Fit on the first part, choose on the second, judge on the third."""
+        predict = fit_probe(features[:2], targets[:2], num_classes=self.source.num_classes, penalties=self.penalties)
+        return judged(predict(features[2]), targets[2], num_classes=self.source.num_classes)
+
+
+def fit_probe(
+    features: Sequence[Tensor], targets: Sequence[Tensor], *, num_classes: int, penalties: Sequence[float]
+) -> Callable[[Tensor], Tensor]:
+    """Fit on the first part [N, D], choose the penalty on the second.
+
+    Args:
+        features, targets: of both parts; num_classes: 0 for regression.
+        penalties: see ``LinearProbe``.
+
+    Returns:
+        What maps features [M, D] to the target [M] in its unit, or to logits [M, C].
+    """
+    mean, scale = moments(features[0])
+    train, val = ((part - mean) / scale for part in features)
+    train, val = F.pad(train, (0, 1), value=1.0), F.pad(val, (0, 1), value=1.0)  # a column of ones: the intercept
+    best, chosen, start = float("inf"), None, None
+    for penalty in sorted(penalties, reverse=True):
+        if num_classes:
+            weights = start = logistic(train, targets[0], penalty, num_classes, start)
+            loss = float(F.cross_entropy(val @ weights, targets[1]))
+        else:
+            weights = ridge(train, targets[0], penalty)
+            loss = float((val @ weights - targets[1]).square().mean())
+        if loss < best:
+            best, chosen = loss, weights
+    if chosen is None:
+        raise ValueError("a probe of features that are not finite: the representation has diverged")
+    found = chosen
+    return lambda rows: F.pad((rows - mean) / scale, (0, 1), value=1.0) @ found
+
+
+def judged(output: Tensor, target: Tensor, *, num_classes: int) -> dict[str, float]:
+    """Metrics of a probe's output."""
+    if num_classes:
+        return classification_metrics(output.argmax(-1), target, num_classes)
+    return {"rmse": float((output - target).square().mean().sqrt())}
+
+
+def embed(objective: Embeds, obs: TensorDict) -> TensorDict:
+    """All representations of the observations [N], a chunk at a time."""
+    return torch.cat([objective.embed(part) for part in obs.split(CHUNK)])
+
+
+def moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [D] of each column of [N, D]; infinite for constant ones: they become zero."""
+    mean, std = features.mean(0), features.std(0)
+    return mean, torch.where(std > 1e-6 * std.max().clamp_min(1e-12), std, torch.inf)
+
+
+def ridge(features: Tensor, target: Tensor, penalty: float) -> Tensor:
+    """Least squares with ``penalty`` N |w|^2, the intercept (last column) free: [D + 1]."""
+    x, y = features.double(), target.double()
+    gram = x.T @ x / len(x)
+    free = torch.full((x.shape[1],), penalty, dtype=torch.float64, device=x.device)
+    free[-1] = 0.0
+    return torch.linalg.solve(gram + free.diag(), x.T @ y / len(x)).float()
+
+
+def logistic(features: Tensor, target: Tensor, penalty: float, num_classes: int, start: Tensor | None) -> Tensor:
+    """Multinomial logistic regression with ``penalty`` |W|^2 / 2, by L-BFGS from ``start``: [D + 1, C]."""
+    weights = torch.zeros(features.shape[1], num_classes, device=features.device) if start is None else start.clone()
+    weights.requires_grad_(True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, history_size=20, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(features @ weights, target) + penalty / 2 * weights[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return weights.detach()
+
+
+def classification_metrics(predicted: Tensor, target: Tensor, num_classes: int) -> dict[str, float]:
+    """Accuracy, and F1 averaged over the classes that occur in target or prediction."""
+    counts = torch.zeros(num_classes, num_classes, device=target.device, dtype=torch.float64)
+    counts.index_put_((target, predicted), torch.ones((), dtype=torch.float64, device=target.device), accumulate=True)
+    hits, occurring = counts.diagonal(), counts.sum(0) + counts.sum(1)
+    f1 = (2 * hits / occurring.clamp_min(1))[occurring > 0].mean()
+    return {"accuracy": float(hits.sum() / counts.sum()), "macro_f1": float(f1)}

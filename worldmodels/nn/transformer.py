@@ -1,0 +1,130 @@
+"""Transformer blocks for tokens, with padding. No dropout: a loss is a function of its inputs (resume, CUDA graphs)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from worldmodels.keys import REGISTERS, TOKENS
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, [B, N, D] to [B, N, D]; padded tokens are not attended to.
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"a width of {dim} does not divide among {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
+        """Attend within each row of ``x`` [B, N, D] to tokens where ``is_valid`` [B, N] (None: to all).
+
+        ``last``: only so many of the last tokens ask; the result is theirs, [B, last, D].
+        """
+        if last is None:
+            parts = self.qkv(x).chunk(3, -1)
+        else:  # the rows of the weight are those of queries, keys and values, in this order
+            dim, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+            query = F.linear(x[:, -last:], weight[:dim], bias[:dim])
+            parts = (query, *F.linear(x, weight[dim:], bias[dim:]).chunk(2, -1))
+        # [B, heads, N, D / heads] each; a chunk a part costs fewer copies in the backward pass than one permutation
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        mask = None if is_valid is None else is_valid[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward net, each with a residual; LayerNorm before (pre-norm) or after each (post-norm)."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        hidden: int,
+        is_pre_norm: bool = True,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        epsilon: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.is_pre_norm = is_pre_norm
+        self.attention = Attention(dim, num_heads)
+        self.feed_forward = nn.Sequential(nn.Linear(dim, hidden), activation(), nn.Linear(hidden, dim))
+        self.norm_attention, self.norm_feed_forward = nn.LayerNorm(dim, epsilon), nn.LayerNorm(dim, epsilon)
+
+    def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
+        """Map [B, N, D] to [B, N, D], or to [B, last, D]: the last tokens only."""
+        rest = x if last is None else x[:, -last:]
+        if self.is_pre_norm:
+            x = rest + self.attention(self.norm_attention(x), is_valid, last)
+            return x + self.feed_forward(self.norm_feed_forward(x))
+        x = self.norm_attention(rest + self.attention(x, is_valid, last))
+        return self.norm_feed_forward(x + self.feed_forward(x))
+
+
+class Transformer(nn.Module):
+    """A stack of blocks, and a final LayerNorm where they are pre-norm.
+
+    Linear weights are normal of standard deviation 0.02, cut at two of them; biases are zero.
+
+    Args:
+        dim: width D; depth: blocks; num_heads; hidden: width of the feed-forward nets.
+        is_pre_norm: see ``Block``; activation: factory; epsilon: of the LayerNorms.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        depth: int,
+        num_heads: int,
+        hidden: int,
+        is_pre_norm: bool = True,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        epsilon: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
+        self.blocks = nn.ModuleList(Block(dim, **options, activation=activation, epsilon=epsilon) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, epsilon) if is_pre_norm else nn.Identity()
+        self.apply(init_truncated)
+
+    def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
+        """Map [B, N, D] to [B, N, D]; rows of padded tokens mean nothing.
+
+        ``last``: only so many of the last tokens are needed; the last block computes no others, [B, last, D].
+        """
+        for block in self.blocks[:-1]:
+            x = block(x, is_valid)
+        return self.norm(self.blocks[-1](x, is_valid, last))
+
+
+def init_truncated(module: nn.Module) -> None:
+    """Draw the weights of a Linear or Embedding from a truncated normal of standard deviation 0.02; zero its bias."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens [B, K, D] at ``index`` [B, K] of ``tokens`` [B, N, D]; where the index is -1 (padding), the first."""
+    index = index.clamp_min(0)
+    return torch.gather(tokens, 1, index[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def all_tokens(out: TensorDict) -> Tensor:
+    """Registers, if there are any, and tokens of an encoder's output as one sequence, [B, R + N, D]."""
+    return torch.cat([out[name] for name in (REGISTERS, TOKENS) if name in out.keys()], 1)

@@ -1,0 +1,120 @@
+"""What finished runs have learned, for use in other runs.
+
+``encoder=pretrained encoder.run_dir=runs/a`` is the encoder itself, to be trained further; ``encoder=frozen
+relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from tensordict import TensorDict
+from torch import Generator
+from torchrl.data import Composite, Unbounded
+
+from worldmodels import build, checkpoint
+from worldmodels.core import Encoder, Policy
+from worldmodels.keys import LABEL, OBSERVATION, TOKENS
+from worldmodels.nn.transformer import all_tokens
+
+
+def pretrained(
+    spec: Composite,
+    *,
+    run_dir: str,
+    part: str = "target.module",
+    checkpoint_step: int | None = None,
+    is_random: bool = False,
+) -> Encoder:
+    """The encoder of the run in ``run_dir``.
+
+    Args:
+        spec: of the data it will see; must be the one it was trained on.
+        run_dir: of the finished run.
+        part: where it stands in that run's objective: "target.module" (what followed by moving average) or "encoder".
+        checkpoint_step: None is the newest.
+        is_random: the control: the same architecture with fresh weights.
+
+    Raises:
+        FileNotFoundError: if there is no run or checkpoint.
+        ValueError: if the data differ, or the run has no such part.
+    """
+    folder = Path(run_dir)
+    cfg = build.load_config(folder)
+    if cfg.encoder is None:
+        raise ValueError(f"the run in {folder} has no encoder")
+    steps = checkpoint.steps(folder / "checkpoints")
+    if not steps:
+        raise FileNotFoundError(f"{folder} has no checkpoint yet")
+    path = checkpoint.path_of(folder / "checkpoints", steps[-1] if checkpoint_step is None else checkpoint_step)
+    if plain(str(spec[OBSERVATION])) not in plain(checkpoint.read_state(path)["spec"]):
+        raise ValueError(f"the run in {folder} was trained on other columns or pictures than these data have")
+    encoder: Encoder = instantiate(cfg.encoder)(spec)
+    if is_random:
+        return encoder
+    checkpoint.load_part(path, encoder, part)
+    return encoder
+
+
+class Embedded:
+    """A source of labelled parts with latents for observations: "tokens" [R + N, D], registers first.
+
+    Args:
+        source: with ``part(name)`` of "train", "val" and "test", and labels (see ``envs.tables``).
+        chunk: rows encoded at a time.
+        options: of ``pretrained``.
+
+    Raises:
+        ValueError: if the source has no labelled parts.
+    """
+
+    def __init__(self, source: Any, *, chunk: int = 4096, **options: Any) -> None:
+        if not hasattr(source, "part"):
+            raise ValueError(f"latents of labelled parts: {type(source).__name__} has none. Use env=tables")
+        encoder = pretrained(source.spec, **options).to(source.device).eval()
+        self.source = source
+        with torch.no_grad():
+            self.parts = {
+                name: part._replace(obs=latents(encoder, part.obs, chunk)) for name, part in source.parts.items()
+            }
+        tokens = self.parts["train"].obs[TOKENS]
+        self.spec = source.spec.clone()
+        self.spec[OBSERVATION] = Composite({TOKENS: Unbounded(tokens.shape[1:], device=tokens.device)})
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else (the task, classes) is the wrapped source's."""
+        if name == "source":  # not there yet: this object is being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def part(self, name: str) -> Any:
+        """Labelled rows of "train", "val" or "test"."""
+        return self.parts[name]
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        """Draw training rows uniformly: "observation" and "label", [B, 1]; ``window`` must be 1."""
+        if window != 1:
+            raise ValueError(f"window={window}: latents of single rows have no order in time")
+        train = self.parts["train"]
+        index = torch.randint(len(train.target), (batch_size,), generator=generator, device=generator.device)
+        index = index.to(train.target.device)
+        rows = {OBSERVATION: train.obs[index].unsqueeze(1), LABEL: train.target[index, None]}
+        return TensorDict(rows, batch_size=[batch_size])
+
+    def attach(self, policy: Policy | None) -> None:
+        """Fixed data needs no policy."""
+
+
+def latents(encoder: Encoder, obs: TensorDict, chunk: int) -> TensorDict:
+    """All tokens of observations [N], "tokens" [N, R + N', D], ``chunk`` observations at a time."""
+    found = torch.cat([all_tokens(encoder(part)) for part in obs.split(chunk)])
+    return TensorDict({TOKENS: found}, batch_size=obs.batch_size)
+
+
+def plain(spec: str) -> str:
+    """A spec as text, without layout and devices."""
+    return re.sub(r"device=[^,)]*|\s", "", spec)
