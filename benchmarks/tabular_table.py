@@ -109,8 +109,7 @@ def boosted(folder: Path, run_dir: Path, seed: int, features: str) -> dict[str, 
         flat = FlatTable(source.spec)
         parts = {name: (flat(part.obs)[POOLED], part.target) for name, part in source.parts.items()}
     else:
-        torch.manual_seed(seed)
-        embedded = Embedded(source, run_dir=str(run_dir), is_random=features == "random")
+        embedded = Embedded(source, run_dir=str(run_dir), is_random=features == "random", seed=seed)
         parts = {name: (part.obs[TOKENS].flatten(1), part.target) for name, part in embedded.parts.items()}
     x, y = zip(*(parts[name] for name in ("train", "val", "test")), strict=True)
     predict = boosted_trees(x[:2], y[:2], num_classes=source.num_classes, seed=seed)

@@ -29,6 +29,7 @@ def pretrained(
     part: str = "target.module",
     checkpoint_step: int | None = None,
     is_random: bool = False,
+    seed: int = 0,
 ) -> Encoder:
     """The encoder of the run in ``run_dir``.
 
@@ -37,7 +38,7 @@ def pretrained(
         run_dir: of the finished run.
         part: where it stands in that run's objective: "target.module" (what followed by moving average) or "encoder".
         checkpoint_step: None is the newest.
-        is_random: the control: the same architecture with fresh weights.
+        is_random: the control: the same architecture with fresh weights; seed: of these.
 
     Raises:
         FileNotFoundError: if there is no run or checkpoint.
@@ -53,7 +54,9 @@ def pretrained(
     path = checkpoint.path_of(folder / "checkpoints", steps[-1] if checkpoint_step is None else checkpoint_step)
     if plain(str(spec[OBSERVATION])) not in plain(checkpoint.read_state(path)["spec"]):
         raise ValueError(f"the run in {folder} was trained on other columns or pictures than these data have")
-    encoder: Encoder = instantiate(cfg.encoder)(spec)
+    with torch.random.fork_rng(devices=[]):  # on the CPU, where weights are made
+        torch.manual_seed(seed)
+        encoder: Encoder = instantiate(cfg.encoder)(spec)
     if is_random:
         return encoder
     checkpoint.load_part(path, encoder, part)

@@ -105,8 +105,10 @@ def test_latents_in_place_of_rows(run_dir, source):
 
 def test_fresh_weights_are_the_control(run_dir, source):
     load = functools.partial(pretrained, source.spec, run_dir=str(run_dir))
-    torch.manual_seed(0)
-    learned, fresh = load(), load(is_random=True)
+    learned, fresh, again, other = load(), *(load(is_random=True, seed=seed) for seed in (0, 0, 1))
+    for a, b in zip(fresh.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(fresh.registers, other.registers)
     assert any(not torch.equal(a, b) for a, b in zip(learned.parameters(), fresh.parameters(), strict=True))
     for a, b in zip(learned.parameters(), load(part="target.module").parameters(), strict=True):
         assert torch.equal(a, b)
