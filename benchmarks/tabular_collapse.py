@@ -8,7 +8,6 @@ Writes a table to benchmarks/results and a picture to docs/figures. Step 0 is th
 from __future__ import annotations
 
 import argparse
-import io
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 
 from benchmarks.runs import FIGURES, RESULTS, run_all, spread, summary_of
 from worldmodels.environment import device_name, versions
+from worldmodels.evals.pictures import new_figure, png
 from worldmodels.files import atomic_write
 
 CURVES = {  # title: evaluator, metric
@@ -71,11 +71,7 @@ def series(summary: dict[str, Any], evaluator: str, metric: str) -> tuple[list[i
 
 def picture(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Namespace) -> bytes:
     """One axes a quantity: every seed as a line, with and without registers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.1 * len(curves), 2.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.1 * len(curves), 2.8)
     for axes, (title, cells) in zip(figure.subplots(1, len(curves)), curves.items(), strict=True):
         for (num, seed), (steps, values) in cells.items():
             label = f"{num} [REG]" if seed == options.seeds[0] else None
@@ -87,9 +83,7 @@ def picture(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Nam
             axes.spines[side].set_visible(False)
     figure.axes[0].legend(fontsize=7, frameon=False)
     figure.suptitle(f"T-JEPA on {options.data}, {len(options.seeds)} seeds each", fontsize=10)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def render(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Namespace) -> str:

@@ -11,7 +11,6 @@ the best validation score.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from benchmarks.runs import FIGURES, RESULTS, run_all, spread, summary_of
 from perception.tabular import FlatTable
 from worldmodels import build
 from worldmodels.environment import device_name, versions
+from worldmodels.evals.pictures import new_figure, png
 from worldmodels.evals.probes import judged
 from worldmodels.evals.relevance import boosted_trees
 from worldmodels.files import atomic_write, atomic_write_json
@@ -148,11 +148,7 @@ def render(scores: dict[tuple[str, int, str, str], Any], options: argparse.Names
 
 def picture(scores: dict[tuple[str, int, str, str], Any], options: argparse.Namespace) -> bytes:
     """One axes a data set: a row a model, a colour a kind of features, a dot a seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(options.data), 2.8), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 * len(options.data), 2.8)
     for axes, data in zip(figure.subplots(1, len(options.data), squeeze=False)[0], options.data, strict=True):
         metric = "rmse"
         for (name, _, model, features), found in scores.items():
@@ -171,9 +167,7 @@ def picture(scores: dict[tuple[str, int, str, str], Any], options: argparse.Name
     for features in FEATURES:
         figure.axes[0].plot([], [], "o", color=COLORS[features], markersize=4, label=LABELS[features])
     figure.legend(loc="outside lower center", ncols=len(FEATURES), fontsize=8, frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def mean_and_error(values: list[float], scale: float, digits: int) -> str:

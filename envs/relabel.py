@@ -13,7 +13,24 @@ from worldmodels.core import Policy
 from worldmodels.keys import FUTURE, OBSERVATION
 
 
-class Futures:
+class Wrapper:
+    """A source around another one; what it does not say itself (labels, tasks) is the wrapped source's."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.spec = source, source.spec
+
+    def __getattr__(self, name: str) -> Any:
+        """Ask the wrapped source."""
+        if name == "source":  # not there yet: this object is being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def attach(self, policy: Policy | None) -> None:
+        """Pass the policy on."""
+        self.source.attach(policy)
+
+
+class Futures(Wrapper):
     """Adds "future": the observation k steps after the window's first row, k ~ Geometric(1 - discount), k >= 1.
 
     The future stays in its trajectory: beyond the end it is the last row (sheet td_jepa, section 1.9).
@@ -33,13 +50,8 @@ class Futures:
             )
         if not 0 < discount < 1:
             raise ValueError(f"discount={discount}: a geometric horizon needs it within (0, 1)")
-        self.source, self.discount, self.spec = source, discount, source.spec
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else (labels, tasks) is the wrapped source's."""
-        if name == "source":  # not there yet: this object is being copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.source, name)
+        super().__init__(source)
+        self.discount = discount
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
         """Draw windows as the source does, each with "future" of batch size [B]."""
@@ -50,7 +62,3 @@ class Futures:
         rows = (ahead * store.action_chunk).clamp(max=store.num_rows)  # a long horizon must not overflow the index
         future = torch.minimum(first + rows.to(first.dtype), store.last_rows(first))
         return store.windows(first, window).set(FUTURE, store.rows(future).select(OBSERVATION))
-
-    def attach(self, policy: Policy | None) -> None:
-        """Pass the policy on."""
-        self.source.attach(policy)

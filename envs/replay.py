@@ -178,3 +178,11 @@ def to_disk(folder: Path, rows: int, shapes: dict[str, tuple[tuple[int, ...], to
 def from_disk(folder: Path) -> TensorDict:
     """Open rows written through ``to_disk``; nothing is read until rows are gathered."""
     return TensorDict.load_memmap(str(folder))
+
+
+def draw_rows(rows: TensorDict, batch_size: int, window: int, generator: Generator) -> TensorDict:
+    """Draw from ``rows`` [N], leaves [N, 1, ...], uniformly; ``window`` must be 1."""
+    if window != 1:
+        raise ValueError(f"window={window}: rows of a table have no order in time. Use objective=t_jepa or env=ogbench")
+    index = torch.randint(len(rows), (batch_size,), generator=generator, device=generator.device)
+    return rows[index.to(rows.device)]

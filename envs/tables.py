@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 from torchrl.data import Categorical, Composite, Unbounded
 
+from envs.replay import draw_rows
 from envs.table_columns import Columns, TablePreprocessor, encode_target, infer_columns, pd, table_spec
 from envs.table_files import NAMED, Named, load_named, read_table
 from worldmodels.core import Policy
@@ -93,7 +94,8 @@ class Tables:
         self.notes = self.columns.notes
         self.parts = {name: self._part(frame.iloc[index], values[index]) for name, index in rows.items()}
         seen = PARTS if is_transductive else ("train",)
-        self._rows = TensorDict({OBSERVATION: torch.cat([self.parts[name].obs for name in seen])}).auto_batch_size_(1)
+        rows = {OBSERVATION: torch.cat([self.parts[name].obs for name in seen])}
+        self._rows = TensorDict(rows, device=self.device).auto_batch_size_(1)
         if not is_transductive:  # the labels of val and test are for judging only
             self._rows[LABEL] = self.parts["train"].target
         self._rows = self._rows.unsqueeze(1).auto_batch_size_(1)  # [N], leaves [N, 1, ...]
@@ -115,12 +117,7 @@ class Tables:
         Raises:
             ValueError: if ``window`` is not 1: rows of a table have no order.
         """
-        if window != 1:
-            raise ValueError(
-                f"window={window}: rows of a table have no order in time. Use objective=t_jepa or env=ogbench"
-            )
-        index = torch.randint(len(self._rows), (batch_size,), generator=generator, device=generator.device)
-        return self._rows[index.to(self.device)]
+        return draw_rows(self._rows, batch_size, window, generator)
 
     def attach(self, policy: Policy | None) -> None:
         """Fixed data needs no policy."""

@@ -15,6 +15,8 @@ from torch import nn
 from worldmodels.core import Evaluator, Objective, Source, Transform
 from worldmodels.learner import Learner
 
+SOURCE_FILE = "source.json"  # in a run's folder: what the data say of themselves, such as a table's scales
+
 
 def choose_device(name: str) -> torch.device:
     """The torch device for "auto", "cpu", "cuda" or "cuda:1"."""

@@ -29,6 +29,7 @@ from envs.table_columns import TablePreprocessor, pd, table_spec
 from worldmodels import build, checkpoint
 from worldmodels.cli import one_line_errors
 from worldmodels.environment import versions
+from worldmodels.evals.results import in_chunks
 from worldmodels.files import atomic_write_json
 from worldmodels.keys import POOLED
 from worldmodels.nn.transformer import all_tokens
@@ -69,7 +70,7 @@ class TableEmbedding(TransformerMixin, BaseEstimator):
         """Embed rows: float32 [N, F]."""
         arrays = self.preprocessor_.transform(X)
         obs = TensorDict({name: torch.from_numpy(array) for name, array in arrays.items()}, [len(X)])
-        return torch.cat([self._embed(part) for part in obs.split(self.batch_size)]).numpy()
+        return in_chunks(self._embed, obs, self.batch_size).numpy()
 
     def _embed(self, obs: TensorDict) -> torch.Tensor:
         out = self.encoder_(obs)
@@ -82,7 +83,7 @@ def export(run_dir: str, to: str | None = None, step: int | None = None) -> Path
     Raises:
         ValueError: if the run is not of a table.
     """
-    cfg, path = build.load_config(Path(run_dir)), Path(run_dir) / "source.json"
+    cfg, path = build.load_config(Path(run_dir)), Path(run_dir) / build.SOURCE_FILE
     about = json.loads(path.read_text()) if path.is_file() else {}
     if "preprocessing" not in about:
         raise ValueError(f"the run in {run_dir} is not of a table; only encoders of tables are exported")

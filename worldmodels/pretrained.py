@@ -16,8 +16,11 @@ from tensordict import TensorDict
 from torch import Generator
 from torchrl.data import Composite, Unbounded
 
+from envs.relabel import Wrapper
+from envs.replay import draw_rows
 from worldmodels import build, checkpoint
-from worldmodels.core import Encoder, Policy
+from worldmodels.core import Encoder
+from worldmodels.evals.results import CHUNK, in_chunks, require_parts
 from worldmodels.keys import LABEL, OBSERVATION, TOKENS
 from worldmodels.nn.transformer import all_tokens
 
@@ -63,7 +66,7 @@ def pretrained(
     return encoder
 
 
-class Embedded:
+class Embedded(Wrapper):
     """A source of labelled parts with latents for observations: "tokens" [R + N, D], registers first.
 
     Args:
@@ -75,24 +78,24 @@ class Embedded:
         ValueError: if the source has no labelled parts.
     """
 
-    def __init__(self, source: Any, *, chunk: int = 4096, **options: Any) -> None:
-        if not hasattr(source, "part"):
-            raise ValueError(f"latents of labelled parts: {type(source).__name__} has none. Use env=tables")
+    def __init__(self, source: Any, *, chunk: int = CHUNK, **options: Any) -> None:
+        require_parts(source, "encoder=frozen")
+        super().__init__(source)
         encoder = pretrained(source.spec, **options).to(source.device).eval()
-        self.source = source
+
+        def encode(obs: TensorDict) -> TensorDict:
+            return TensorDict({TOKENS: all_tokens(encoder(obs))}, batch_size=obs.batch_size)
+
         with torch.no_grad():
             self.parts = {
-                name: part._replace(obs=latents(encoder, part.obs, chunk)) for name, part in source.parts.items()
+                name: part._replace(obs=in_chunks(encode, part.obs, chunk)) for name, part in source.parts.items()
             }
-        tokens = self.parts["train"].obs[TOKENS]
+        train = self.parts["train"]
+        tokens = train.obs[TOKENS]  # [N, R + N', D]
+        rows = {OBSERVATION: {TOKENS: tokens[:, None]}, LABEL: train.target[:, None]}
+        self._rows = TensorDict(rows, batch_size=[len(tokens)], device=tokens.device)
         self.spec = source.spec.clone()
         self.spec[OBSERVATION] = Composite({TOKENS: Unbounded(tokens.shape[1:], device=tokens.device)})
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else (the task, classes) is the wrapped source's."""
-        if name == "source":  # not there yet: this object is being copied or unpickled
-            raise AttributeError(name)
-        return getattr(self.source, name)
 
     def part(self, name: str) -> Any:
         """Labelled rows of "train", "val" or "test"."""
@@ -100,22 +103,7 @@ class Embedded:
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
         """Draw training rows uniformly: "observation" and "label", [B, 1]; ``window`` must be 1."""
-        if window != 1:
-            raise ValueError(f"window={window}: latents of single rows have no order in time")
-        train = self.parts["train"]
-        index = torch.randint(len(train.target), (batch_size,), generator=generator, device=generator.device)
-        index = index.to(train.target.device)
-        rows = {OBSERVATION: train.obs[index].unsqueeze(1), LABEL: train.target[index, None]}
-        return TensorDict(rows, batch_size=[batch_size])
-
-    def attach(self, policy: Policy | None) -> None:
-        """Fixed data needs no policy."""
-
-
-def latents(encoder: Encoder, obs: TensorDict, chunk: int) -> TensorDict:
-    """All tokens of observations [N], "tokens" [N, R + N', D], ``chunk`` observations at a time."""
-    found = torch.cat([all_tokens(encoder(part)) for part in obs.split(chunk)])
-    return TensorDict({TOKENS: found}, batch_size=obs.batch_size)
+        return draw_rows(self._rows, batch_size, window, generator)
 
 
 def plain(spec: str) -> str:

@@ -23,8 +23,6 @@ FREE_KEYS = set(
     "steps run_dir resume device threads log_every eval_every checkpoint_every logger eval diagnostics".split()
 )
 
-SOURCE_FILE = "source.json"  # what the data say of themselves, such as a table's scales and categories
-
 
 def claim_run_dir(cfg: DictConfig) -> Path:
     """Choose the run's folder and refuse one that holds something else.
@@ -94,7 +92,7 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
     if distributed.is_main():
         atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         if hasattr(source, "describe"):
-            atomic_write_json(run_dir / SOURCE_FILE, source.describe())
+            atomic_write_json(run_dir / build.SOURCE_FILE, source.describe())
     record = Record(
         cfg, run_dir, command=command, device=device, start=start, parameters=build.num_parameters(objective)
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from worldmodels.evals.pictures import new_figure, png
 from worldmodels.evals.spectrum import Spectrum
 
 _BLUE, _GOLD, _GREY = "#1f4e9c", "#d98e04", "#9aa3ae"
@@ -20,13 +20,9 @@ def picture(
     Args:
         title: of the input; spectrum: its features; order: places by loss, None for never; chance: rho that noise has.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lam, rho = spectrum.lam.cpu().numpy(), spectrum.rho.cpu().numpy()
     lam = lam / (lam[0] if lam[0] > 0 else max(float(np.abs(lam).max()), 1e-300))  # falling
-    figure = Figure(figsize=(9.0, 3.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9.0, 3.6)
     left, right = figure.subplots(1, 2)
 
     learned = np.array([place is not None for place in order["jepa"]])
@@ -56,6 +52,4 @@ def picture(
     right.legend(fontsize=7, frameon=False)
     for axes in (left, right):
         axes.tick_params(labelsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return png(figure)

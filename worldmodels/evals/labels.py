@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodels.core import Objective
-from worldmodels.evals.probes import CHUNK, classification_metrics
-from worldmodels.evals.results import judging, pack
+from worldmodels.evals.probes import judged
+from worldmodels.evals.results import in_chunks, judging, pack, require_parts
 
 
 @runtime_checkable
@@ -28,14 +27,13 @@ class LabelScore:
     "score", to keep the best by, is val accuracy or minus val RMSE.
 
     Args:
-        source: with ``part(name)``, ``task`` and ``num_classes``.
+        source: with ``part(name)`` and ``num_classes``, 0 for regression.
         every: steps between two looks; 0 looks at the end only.
         name: of this evaluator in logs and files.
     """
 
     def __init__(self, *, source: Any, every: int, name: str = "labels") -> None:
-        if not hasattr(source, "part"):
-            raise ValueError(f"{name} needs labelled parts; {type(source).__name__} has none. Use env=tables")
+        require_parts(source, name)
         self.source, self.every, self.name = source, every, name
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
@@ -48,11 +46,8 @@ class LabelScore:
         with judging(objective):
             for name in ("val", "test"):
                 part = self.source.part(name)
-                predicted = torch.cat([objective.predict(rows) for rows in part.obs.split(CHUNK)])
-                if self.source.task == "classification":
-                    found = classification_metrics(predicted.argmax(-1), part.target, self.source.num_classes)
-                else:
-                    found = {"rmse": float((predicted - part.target).square().mean().sqrt())}
+                predicted = in_chunks(objective.predict, part.obs)
+                found = judged(predicted, part.target, num_classes=self.source.num_classes)
                 metrics |= {f"{name}/{key}": value for key, value in found.items()}
         metrics["score"] = metrics.get("val/accuracy", -metrics.get("val/rmse", 0.0))
         return pack(metrics)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
 from tensordict import TensorDict
 
 from worldmodels.core import Objective
+from worldmodels.evals.pictures import new_figure, png
 from worldmodels.evals.results import pack
 from worldmodels.linear_theory import critical_time, fixed_point, grows, trajectory
 
@@ -134,13 +134,10 @@ def complaints(c: Curves, fraction: float) -> list[str]:
 
 def picture(curves: list[Curves], fraction: float) -> bytes:
     """One axes a panel and loss: theory as lines, training as dots, w / w_inf over time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
     panels, losses = (list(dict.fromkeys(c[i] for c in curves)) for i in (0, 1))
-    figure = Figure(figsize=(3.5 * len(panels) + 0.3, 2.5 * len(losses) + 1.1), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.5 * len(panels) + 0.3, 2.5 * len(losses) + 1.1, dpi=130)
     grid = figure.subplots(len(losses), len(panels), squeeze=False, sharey=True)
     for c in curves:
         axes = grid[losses.index(c.loss)][panels.index(c.panel)]
@@ -160,9 +157,7 @@ def picture(curves: list[Curves], fraction: float) -> bytes:
     figure.legend(
         handles=key, loc="outside lower center", ncols=3, fontsize=8, frameon=False, columnspacing=1.2, handlelength=1.4
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    return png(figure)
 
 
 def draw(axes: Any, c: Curves, fraction: float) -> None:

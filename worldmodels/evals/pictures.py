@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 _GOOD, _BAD, _WALL, _START, _GOAL = "#1a9850", "#d73027", "#5b6472", "#1f4e9c", "#f2a900"
+
+
+def new_figure(width: float, height: float, *, dpi: int = 110) -> Any:
+    """A matplotlib figure of that many inches that draws into files: no window, no global state of pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """A figure as the content of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", pil_kwargs={"optimize": True})
+    return file.getvalue()
 
 
 def maze_picture(
@@ -36,13 +54,10 @@ def maze_picture(
     Returns:
         A PNG file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     rows, columns = walls.shape
-    figure = Figure(figsize=(3.6, 3.6 * rows / columns + 0.3), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)  # the file backend: no window, no global state of pyplot
+    figure = new_figure(3.6, 3.6 * rows / columns + 0.3)
     axes = figure.add_subplot()
     left, bottom = origin[0] - unit / 2, origin[1] - unit / 2
     for i, j in np.argwhere(walls):
@@ -60,9 +75,7 @@ def maze_picture(
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(title, fontsize=10)
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+    return png(figure)
 
 
 def film(frames: Sequence[np.ndarray], *, frames_per_second: int = 6) -> tuple[str, bytes]:

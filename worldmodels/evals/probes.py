@@ -16,10 +16,8 @@ from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.evals.results import judging, pack
+from worldmodels.evals.results import in_chunks, judging, pack, require_parts
 from worldmodels.keys import POOLED
-
-CHUNK = 4096  # rows embedded at a time
 
 
 class LinearProbe:
@@ -48,8 +46,7 @@ class LinearProbe:
         penalties: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
         name: str = "probe",
     ) -> None:
-        if not hasattr(source, "part"):
-            raise ValueError(f"{name} needs labelled parts; {type(source).__name__} has none. Use env=tables")
+        require_parts(source, name)
         self.source, self.every, self.penalties, self.name = source, every, tuple(penalties), name
         self.flat = raw(source.spec)
         self._raw: dict[str, float] | None = None
@@ -60,7 +57,7 @@ class LinearProbe:
             raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
         parts = [self.source.part(name) for name in ("train", "val", "test")]
         with judging(objective):
-            embedded = [embed(objective, part.obs) for part in parts]
+            embedded = [in_chunks(objective.embed, part.obs) for part in parts]
         metrics: dict[str, float] = {}
         targets = [part.target for part in parts]
         for name in sorted(map(str, embedded[0].keys())):
@@ -112,11 +109,6 @@ def judged(output: Tensor, target: Tensor, *, num_classes: int) -> dict[str, flo
     if num_classes:
         return classification_metrics(output.argmax(-1), target, num_classes)
     return {"rmse": float((output - target).square().mean().sqrt())}
-
-
-def embed(objective: Embeds, obs: TensorDict) -> TensorDict:
-    """All representations of the observations [N], a chunk at a time."""
-    return torch.cat([objective.embed(part) for part in obs.split(CHUNK)])
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.evals.probes import embed, fit_probe
-from worldmodels.evals.results import judging, pack
+from worldmodels.evals.probes import fit_probe
+from worldmodels.evals.results import in_chunks, judging, pack
 from worldmodels.keys import CATEGORICAL, MISSING, NUMERICAL, POOLED
 
 
@@ -61,7 +61,7 @@ class ColumnRelevance:
         if not isinstance(objective, Embeds):
             raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
         reads: dict[str, Callable[[TensorDict], Tensor]] = {
-            name: (lambda obs, name=name: embed(objective, obs)[name]) for name in self.names
+            name: (lambda obs, name=name: in_chunks(objective.embed, obs)[name]) for name in self.names
         }
         reads["raw"] = lambda obs: self.flat(obs)[POOLED]
         found: dict[str, Tensor] = {}

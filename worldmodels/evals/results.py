@@ -7,10 +7,10 @@ An evaluator returns a TensorDict: scalars under names like "task1/success", and
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from worldmodels.core import Objective
 from worldmodels.files import atomic_write
 from worldmodels.keys import MEDIA
 
+T = TypeVar("T", torch.Tensor, TensorDict)
+CHUNK = 4096  # observations that evaluators encode at a time
 _WARNINGS, _NOTES = "warnings.txt", "notes.txt"
 
 
@@ -90,6 +92,17 @@ def judging(objective: Objective) -> Iterator[None]:
                 module.training = training
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def in_chunks(function: Callable[[TensorDict], T], obs: TensorDict, size: int = CHUNK) -> T:
+    """``function`` of observations [N], ``size`` of them at a time, its results joined along the first dimension."""
+    return torch.cat([function(part) for part in obs.split(size)])  # type: ignore[arg-type, return-value]
+
+
+def require_parts(source: Any, name: str) -> None:
+    """Raise a ValueError in the words of ``name`` if the source has no labelled parts."""
+    if not hasattr(source, "part"):
+        raise ValueError(f"{name} needs labelled parts; {type(source).__name__} has none. Use env=tables")
 
 
 def device_of(objective: Objective) -> torch.device:
