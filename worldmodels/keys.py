@@ -14,6 +14,8 @@ PIXELS = "pixels"  # uint8 [..., C, H, W], 0..255, frames stacked along C
 NUMERICAL = "numerical"  # float32 [..., Dn], columns of a table, scaled; 0 where missing
 MISSING = "missing"  # bool [..., Dn]
 CATEGORICAL = "categorical"  # int64 [..., Dc]; 0 a category unseen in training, 1 missing
+POINTS = "points"  # float32 [..., P, C], a LiDAR scan: x forward, y left, z up in metres, then intensity 0..1, ...
+NUM_POINTS = "num_points"  # int64 [...], points of the scan; what comes after them is padding
 MOMENTS = "moments"  # float64 [..., P, 3, d, d], E[x x^T], E[y x^T], E[y y^T] of two views, P data sets
 ACTION = "action"  # float32 [..., A], within [-1, 1]
 REWARD = "reward"  # float32 [...]
@@ -22,6 +24,10 @@ TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a t
 LABEL = (
     "label"  # int64 [...] a class, or float32 [...] a number in the label's unit; only supervised objectives read it
 )
+
+BOXES = "boxes"  # float32 [..., M, 7], labelled objects: centre x, y, z, length dx, width dy, height dz, heading about z
+BOX_CLASS = "box_class"  # int64 [..., M], index into the source's class names; -1 is padding
+FRAME = "frame"  # int64 [...], which frame of the source this is
 
 FUTURE = "future"  # nested TensorDict: a later row of the same trajectory, added by envs.relabel
 
