@@ -9,7 +9,8 @@ ARGS ?=
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# setuptools warns that an editable install is editable
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := worldmodels agents envs perception benchmarks tests
 
 # MuJoCo picks its renderer when it is imported and fails if that renderer's library is missing, so look first.

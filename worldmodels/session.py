@@ -73,10 +73,10 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
     if cfg.batch_size % distributed.world_size():
         raise ValueError(f"batch_size={cfg.batch_size} does not divide among {distributed.world_size()} processes")
     build.use_fast_matmul(device)
-    if device.type == "cpu":
-        keep_freed_memory()
     run_dir = claim_run_dir(cfg)
     source = build.build_source(cfg, device)
+    if device.type == "cpu":
+        keep_freed_memory()  # only now: what reading or collecting data took goes back
     objective = build.build_objective(cfg, source, device)
     learner = build.build_learner(cfg, objective, device)
     saved = checkpoint.steps(run_dir / "checkpoints")
