@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from worldmodels import checkpoint
 from worldmodels.core import Evaluator, Objective, Source, Transform
 from worldmodels.learner import Learner
 
@@ -75,7 +76,26 @@ def build_objective(cfg: DictConfig, source: Source, device: torch.device) -> Ob
     else:
         ((_, factory),) = factories.items()
         objective = factory(source.spec, encoder=encoder)
+    if cfg.get("init"):  # runs of earlier versions have no such key
+        start_from(Path(cfg.init), objective)
     return objective.to(device)
+
+
+def start_from(run_dir: Path, objective: Objective) -> None:
+    """Give ``objective``'s encoder the weights and statistics that the run in ``run_dir`` ended with.
+
+    Raises:
+        FileNotFoundError: if there is no run or no checkpoint.
+        ValueError: if the objective has no encoder of its own, or a tensor is missing, extra or of another shape.
+    """
+    load_config(run_dir)
+    saved = checkpoint.steps(run_dir / "checkpoints")
+    if not saved:
+        raise FileNotFoundError(f"init={run_dir}: the run has no checkpoint yet")
+    encoder = getattr(objective, "encoder", None)
+    if encoder is None:
+        raise ValueError(f"init={run_dir}: {type(objective).__name__} has no encoder to start from")
+    checkpoint.load_part(checkpoint.path_of(run_dir / "checkpoints", saved[-1]), encoder, "encoder")
 
 
 def build_learner(cfg: DictConfig, objective: Objective, device: torch.device) -> Learner:

@@ -85,7 +85,7 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *args: Any) -> Any:
-        """Call the followed module: no gradient, evaluation mode."""
+        """Call the followed module: no gradient, and evaluation mode unless said otherwise."""
 
     @abstractmethod
     def update(self, step: int) -> None:

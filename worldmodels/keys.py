@@ -46,6 +46,14 @@ NOISE = "noise"  # nested TensorDict: every random number one update needs, draw
 CONTEXT = "context"  # int64 [B, K], tokens an encoder may see; -1 is padding
 TARGETS = "targets"  # int64 [B, M, K'], tokens to be predicted, M sets of them
 
+# --- a scan as voxels, and masks of its bird's-eye view -------------------------------------------------------------
+VOXELS = "voxels"  # nested TensorDict in "observation", as perception.lidar.voxelize.Voxels
+FEATURES = "features"  # float32 [..., V, C], mean of a voxel's points; 0 for padding
+COORDS = "coords"  # int64 [..., V, 3], z, y, x of a voxel; -1 is padding
+CELLS_OCCUPIED = "cells_occupied"  # bool [B, Y X], cells of the encoder's grid that hold points
+CELLS_SHOWN = "cells_shown"  # bool [B, Y X], cells the encoder may see; maps, as about half of all cells are in each
+KEPT = "voxels_kept"  # bool [B, V], voxels the encoder may see
+
 # --- what an objective says of its two views (core.TwoViews) ----------------------------------------------------------
 SHOWN = "shown"  # nested TensorDict like "observation": bool, which entries a view shows
 LATENT = "latent"  # nested TensorDict: float [B, ...], representations of a view

@@ -29,14 +29,18 @@ class EMA(Target):
     Args:
         online: the followed module; held without being registered, so that it is neither saved nor trained twice.
         tau: step towards the online module, within [0, 1]; or a function of the step (a momentum schedule).
+        has_own_statistics: whether its batch norms look at its own batch while training, and keep buffers of their own,
+            instead of using those of the online module.
     """
 
-    def __init__(self, online: nn.Module, tau: float | Callable[[int], float]) -> None:
+    def __init__(
+        self, online: nn.Module, tau: float | Callable[[int], float], *, has_own_statistics: bool = False
+    ) -> None:
         super().__init__()
         if not callable(tau) and not 0.0 <= tau <= 1.0:
             raise ValueError(f"EMA needs tau within [0, 1]; got {tau}")
-        self.tau = tau
-        self.module = copy.deepcopy(online).requires_grad_(False).eval()
+        self.tau, self.has_own_statistics = tau, has_own_statistics
+        self.module = copy.deepcopy(online).requires_grad_(False).train(has_own_statistics)
         object.__setattr__(self, "_online", online)
 
     @property
@@ -45,8 +49,8 @@ class EMA(Target):
         return not callable(self.tau)
 
     def train(self, mode: bool = True) -> EMA:
-        """Stay in evaluation mode whatever the parent does."""
-        return super().train(False)
+        """Stay in evaluation mode whatever the parent does, but for statistics of its own."""
+        return super().train(mode and self.has_own_statistics)
 
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
@@ -58,6 +62,8 @@ class EMA(Target):
         """Move towards the online module."""
         tau = self.tau(step) if callable(self.tau) else self.tau
         torch._foreach_lerp_(list(self.module.parameters()), list(self._online.parameters()), tau)
+        if self.has_own_statistics:
+            return
         for mine, theirs in zip(self.module.buffers(), self._online.buffers(), strict=True):
             mine.copy_(theirs)
 

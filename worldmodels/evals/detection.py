@@ -1,0 +1,167 @@
+"""How well boxes are found: KITTI's average precision on frames that were not trained on."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from tensordict import TensorDict
+from torch import Tensor
+
+from perception.detection.kitti_ap import CLASSES, count_objects, evaluate
+from worldmodels.core import Objective
+from worldmodels.evals.results import judging, pack
+from worldmodels.evals.scan_pictures import bev_picture, scene_html
+from worldmodels.formats.kitti_text import Objects, format_objects
+from worldmodels.keys import OBSERVATION
+
+DIFFICULTIES = ("easy", "moderate", "hard")
+MAIN = "moderate"
+
+
+class Found(NamedTuple):
+    """Detections of a batch, best first; padded."""
+
+    boxes: Tensor  # [B, K, 7]
+    scores: Tensor  # [B, K]
+    labels: Tensor  # int64 [B, K], -1 is padding
+
+
+@runtime_checkable
+class Detects(Protocol):
+    """Finds boxes."""
+
+    def detect(self, obs: TensorDict) -> Found:
+        """Boxes, scores and classes of scans, batch size [B]."""
+        ...
+
+
+class DetectionScore:
+    """AP (R40, R11) of each class at three difficulties, in per cent, with what a perfect detector would get.
+
+    With few objects even perfect boxes score below 100: 40 recall points cannot all be reached (sheet ad_l_jepa, 3.3).
+    "score", to keep the best by, is the mean over classes of moderate 3D AP R40 divided by that of the truth itself.
+
+    Args:
+        source: with ``frames(split)`` in KITTI's terms (``envs.kitti``, ``envs.lidar_scenes``).
+        every: steps between two looks; 0 looks at the end only.
+        split: "val", or "train" to see whether frames can be learned by heart at all.
+        batch_size: scans at a time.
+        num_pictures: frames drawn from above; the first one also as a 3D view, if plotly is installed.
+        name: of this evaluator in logs and files.
+
+    Raises:
+        ValueError: if the source has no such frames, or frames without a camera.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Any,
+        every: int,
+        split: str = "val",
+        batch_size: int = 4,
+        num_pictures: int = 4,
+        name: str = "detection",
+    ) -> None:
+        if not hasattr(source, "frames"):
+            raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use env=lidar_scenes")
+        self.frames, self.classes = source.frames(split), source.classes
+        if any(frame.calibration is None for frame in self.frames):
+            raise ValueError(f"{name} needs a camera calibration for KITTI's AP; {source.where} has none")
+        self.every, self.batch_size, self.num_pictures, self.name = every, batch_size, num_pictures, name
+        self.truth = [frame.objects for frame in self.frames]
+
+    def __call__(self, objective: Objective, step: int) -> TensorDict:
+        """Detect in all frames."""
+        if not isinstance(objective, Detects):
+            raise ValueError(f"{self.name} needs an objective that detects; {type(objective).__name__} does not")
+        with judging(objective):
+            found = self.detect(objective)
+        results = [self.objects_of(i, *boxes) for i, boxes in enumerate(found)]
+        perfect = [with_scores(truth) for truth in self.truth]
+        mine, best = evaluate(self.truth, results), evaluate(self.truth, perfect)
+        metrics = self.metrics(mine, best)
+        metrics["boxes"] = float(np.mean([len(result) for result in results]))
+        files = {"ap.md": self.table(mine, best).encode(), "results.zip": self.zipped(results)}
+        return pack(metrics, files=files | self.pictures(objective, found))
+
+    def detect(self, objective: Detects) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Boxes [N, 7], scores [N] and classes [N] of each frame."""
+        found = []
+        for batch in self.frames.batches(self.batch_size):
+            out = objective.detect(batch[OBSERVATION][:, 0])
+            parts = zip(*(values.cpu().double().numpy() for values in out), strict=True)
+            for boxes, scores, labels in parts:
+                is_box = labels >= 0
+                found.append((boxes[is_box], scores[is_box], labels[is_box].astype(int)))
+        return found
+
+    def objects_of(self, index: int, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Objects:
+        """Detections of frame ``index`` as lines of a result file."""
+        frame = self.frames[index]
+        names = [self.classes[label] for label in labels]
+        return frame.calibration.objects_of(boxes, names, frame.image_size, scores)
+
+    def metrics(self, mine: dict[str, Any], best: dict[str, Any]) -> dict[str, float]:
+        """R40 at strict overlaps, of the classes that occur, and the score."""
+        metrics, shares = {}, []
+        for kind in self.classes:
+            if f"strict/{kind}/3d" not in mine:  # KITTI scores three classes
+                continue
+            for metric in ("3d", "bev"):
+                values = mine[f"strict/{kind}/{metric}"]["R40"]
+                metrics |= {f"{kind}/{metric}/{d}": v for d, v in zip(DIFFICULTIES, values, strict=True)}
+            most = best[f"strict/{kind}/3d"]["R40"][DIFFICULTIES.index(MAIN)]
+            metrics[f"{kind}/3d/{MAIN}_of_truth"] = most
+            if most > 0:
+                shares.append(metrics[f"{kind}/3d/{MAIN}"] / most)
+        return metrics | {"score": float(np.mean(shares)) if shares else 0.0}
+
+    def table(self, mine: dict[str, Any], best: dict[str, Any]) -> str:
+        """All AP in Markdown."""
+        counts = count_objects(self.truth)
+        lines = [
+            "| class | overlap | metric | " + " | ".join(f"{r} {d}" for r in ("R40", "R11") for d in DIFFICULTIES) + " |",
+            "|---" * 9 + "|",
+        ]
+        for key, found in mine.items():
+            level, kind, metric = key.split("/")
+            cells = [
+                f"{value:.2f} of {most:.2f}"
+                for r in ("R40", "R11")
+                for value, most in zip(found[r], best[key][r], strict=True)
+            ]
+            lines.append(f"| {kind} | {level} | {metric} | {' | '.join(cells)} |")
+        objects = "; ".join(f"{kind} {', '.join(map(str, counts[kind]))}" for kind in CLASSES)
+        return "\n".join([*lines, "", f"Objects (easy, moderate, hard) in {len(self.truth)} frames: {objects}."]) + "\n"
+
+    def zipped(self, results: Sequence[Objects]) -> bytes:
+        """A KITTI result file a frame, one ZIP file."""
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, objects in zip(self.frames.names, results, strict=True):
+                archive.writestr(zipfile.ZipInfo(f"{name}.txt"), format_objects(objects))
+        return content.getvalue()
+
+    def pictures(self, objective: Any, found: Sequence[tuple[np.ndarray, ...]]) -> dict[str, bytes]:
+        """The first frames from above, truth green and detections orange, and the first one in 3D."""
+        low, high, files = objective.encoder.low, objective.encoder.high, {}
+        for index in range(min(self.num_pictures, len(self.frames))):
+            frame, (boxes, scores, _) = self.frames[index], found[index]
+            points, truth = frame.points.cpu().numpy(), frame.boxes.cpu().numpy()
+            files[f"frame_{frame.name}.png"] = bev_picture(
+                points, low=low, high=high, truth=truth, boxes=boxes, scores=scores, title=f"frame {frame.name}"
+            )
+            if index == 0 and (html := scene_html(points, truth=truth, boxes=boxes, scores=scores)):
+                files[f"frame_{frame.name}.html"] = html
+        return files
+
+
+def with_scores(truth: Objects) -> Objects:
+    """Labels as if a perfect detector had found them."""
+    named = truth.select([i for i, kind in enumerate(truth.type) if kind in CLASSES])
+    return Objects(**{**vars(named), "score": np.linspace(1, 0.5, len(named))})
