@@ -2,9 +2,9 @@
 
     python -m benchmarks.rotated_nms                   # 4,096 boxes, one thread; CUDA if there is a GPU
 
-Candidates of a detector lie in heaps about objects: cars, pedestrians and cyclists on 70 x 80 m, jittered in place, size
-and heading, scores at random. The worst cases lie anywhere, or in one heap of which the threshold keeps all. The loop
-first computes the overlaps of all close pairs with the same code, then goes through the boxes one by one.
+Candidates of a detector lie in heaps about objects: cars, pedestrians and cyclists on 70 x 80 m, jittered in place,
+size and heading, scores at random. The worst cases lie anywhere, or in one heap of which the threshold keeps all. The
+loop first computes the overlaps of all close pairs with the same code, then goes through the boxes one by one.
 """
 
 from __future__ import annotations
@@ -127,10 +127,10 @@ def main() -> None:
     lines = [
         f"# Rotated NMS of {options.boxes} boxes, {hardware(device)}, {today()}",
         "",
-        f"Command: `python -m benchmarks.rotated_nms {' '.join(sys.argv[1:])}`".replace(" `", "`"),
+        f"Command: `{' '.join(['python -m benchmarks.rotated_nms', *sys.argv[1:]])}`",
         "",
-        f"- Python {platform.python_version()}, torch {torch.__version__}, {device}, {options.threads} thread(s), float32;"
-        f" load average {load:.1f} before the start (0 is an idle machine).",
+        f"- Python {platform.python_version()}, torch {torch.__version__}, {device}, {options.threads} thread(s),"
+        f" float32; load average {load:.1f} before the start (0 is an idle machine).",
         "- Median [fastest, slowest] call; the loop keeps the same boxes in every case.",
         "",
         "| | kept | ms | CPU ms | loop, ms | faster |",
