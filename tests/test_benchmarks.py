@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import update_speed
+from benchmarks import rotated_nms, update_speed
 from worldmodels import build
 
 CPU = torch.device("cpu")
@@ -57,3 +57,9 @@ def test_table_has_a_row_for_every_contender() -> None:
     rows = [line for line in text.splitlines() if line.startswith(("| yardstick", "| ours"))]
     assert [row.split("|")[1].strip() for row in rows] == ["yardstick, eager", "ours, eager"]
     assert rows[0].split("|")[7].strip() == "1.00"
+
+
+def test_every_row_of_the_nms_table_is_checked_against_the_loop() -> None:
+    rows = [rotated_nms.row(case, 200, CPU, seconds=0.0).split("|") for case in rotated_nms.CASES]
+    assert [row[1].strip() for row in rows] == [case.label for case in rotated_nms.CASES]
+    assert int(rows[-1][2]) == 200  # the threshold of the worst case keeps all
