@@ -114,7 +114,7 @@ class Learner:
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         schedule: Callable[[int], float] | None = None,
         momentum: Callable[[int], float] | None = None,
-        max_grad_norm: float | None = None,
+        max_grad_norm: int | float | None = None,
         accumulate: int = 1,
         precision: str = "fp32",
         is_compiled: bool = False,

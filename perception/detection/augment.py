@@ -43,7 +43,7 @@ class RandomFlip:
             batch,
             torch.stack([sign_x, sign_y, one], -1).diag_embed(),
             heading_factor=sign_x * sign_y,
-            heading_offset=torch.where(is_y, math.pi, 0.0),
+            heading_offset=math.pi * is_y.to(one),
         )
 
 

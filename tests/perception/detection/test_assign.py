@@ -100,7 +100,10 @@ def test_classes_are_those_of_the_data_in_their_order():
 @pytest.mark.parametrize(
     ("anchors", "message"),
     [
-        ({k: v for k, v in KITTI.items() if k != "Cyclist"}, "no entry for the class Cyclist .* it has Car, Pedestrian"),
+        (
+            {k: v for k, v in KITTI.items() if k != "Cyclist"},
+            "no entry for the class Cyclist .* it has Car, Pedestrian",
+        ),
         ({**KITTI, "Car": {"size": [1, 1, 1], "bottom": 0, "matched": 0.6}}, "Car has size, bottom, matched; it needs"),
         ({**KITTI, "Car": {**KITTI["Car"], "size": [3.9, 1.6]}}, r"Car.size=\[3.9, 1.6\]: three lengths above 0"),
         ({**KITTI, "Car": {**KITTI["Car"], "size": [3.9, 1.6, 0]}}, r"Car.size=\[3.9, 1.6, 0\]: three lengths above 0"),
@@ -137,7 +140,7 @@ def test_equals_a_slow_reference(max_pairs, monkeypatch):
 
 
 def test_all_anchors_that_tie_for_a_box_stand_for_it():
-    """A box of 0.2 m within an anchor has the same small IoU wherever it lies in it: all anchors around it are positive."""
+    """A box of 0.2 m within an anchor has the same small IoU wherever it lies: all such anchors are positive."""
     grid = grid_of(classes=("Car",))
     x, y = 4.1, 0.1
     box = torch.tensor([[[x, y, -1.0, 0.2, 0.2, 1.5, 0.3]]])

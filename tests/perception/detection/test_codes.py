@@ -33,7 +33,17 @@ def test_code_of_a_padding_box_is_finite():
 
 @pytest.mark.parametrize(
     ("heading", "expected"),
-    [(0.0, 1), (0.785, 1), (0.786, 0), (3.1, 0), (3.926, 0), (3.928, 1), (-0.1, 1), (-3.1, 0), (0.78539 + 4 * math.pi, 0)],
+    [
+        (0.0, 1),
+        (0.785, 1),
+        (0.786, 0),
+        (3.1, 0),
+        (3.926, 0),
+        (3.928, 1),
+        (-0.1, 1),
+        (-3.1, 0),
+        (0.78539 + 4 * math.pi, 0),
+    ],
 )
 def test_bins_start_at_an_eighth_of_a_turn(heading, expected):
     assert direction_bin(torch.tensor(heading, dtype=torch.float64)).item() == expected

@@ -19,7 +19,9 @@ def sigmoid(x: float) -> float:
 def test_sigmoid_focal_by_hand():
     logits, target = [-2.0, 0.3, 4.0, -0.5], [1.0, 0.0, 1.0, 0.0]
     expected = [
-        -0.25 * (1 - sigmoid(x)) ** 2 * math.log(sigmoid(x)) if t else -0.75 * sigmoid(x) ** 2 * math.log(1 - sigmoid(x))
+        -0.25 * (1 - sigmoid(x)) ** 2 * math.log(sigmoid(x))
+        if t
+        else -0.75 * sigmoid(x) ** 2 * math.log(1 - sigmoid(x))
         for x, t in zip(logits, target, strict=True)
     ]
     found = sigmoid_focal(torch.tensor(logits, dtype=F64), torch.tensor(target, dtype=F64))
