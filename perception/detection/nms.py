@@ -2,9 +2,9 @@
 
 A box is kept unless a kept box of higher score overlaps it by more than the threshold. Boxes are decided in blocks of
 falling score. Within a block, "keep whoever no kept better neighbour suppresses" is repeated until it changes nothing,
-which gives the greedy answer: the k-th best box is right after k rounds at most, and mostly after two or three. Then the
-kept boxes of the block remove what they overlap from the rest. So most boxes are never compared with each other, and
-memory is that of a block by all boxes, not of all pairs.
+which gives the greedy answer: the k-th best box is right after k rounds at most, and mostly all are after two or three.
+Then the kept boxes of the block remove what they overlap from the rest. So most boxes are never compared with each
+other, and memory is that of a block by all boxes, not of all pairs.
 
 Sheet ad_l_jepa, sections 2.1 and 5.2.
 """
@@ -18,10 +18,10 @@ from worldmodels.geometry.boxes import check_boxes
 from worldmodels.geometry.overlap import bev_iou, close_pairs, split_pairs
 
 # Boxes decided at once. A GPU waits for the host once a block, so there blocks are few.
-BLOCK = {"cpu": 256, "cuda": 1024}
+CPU_BLOCK, GPU_BLOCK = 256, 1024
 
 
-def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int) -> Tensor:
+def rotated_nms(boxes: Tensor, scores: Tensor, iou: int | float, max_keep: int) -> Tensor:
     """Which boxes to keep.
 
     Args:
@@ -42,7 +42,7 @@ def rotated_nms(boxes: Tensor, scores: Tensor, iou: float, max_keep: int) -> Ten
 
 
 @torch.no_grad()
-def rotated_nms_batched(boxes: Tensor, scores: Tensor, valid: Tensor, *, iou: float, max_keep: int) -> Tensor:
+def rotated_nms_batched(boxes: Tensor, scores: Tensor, valid: Tensor, *, iou: int | float, max_keep: int) -> Tensor:
     """``rotated_nms`` of every sample of a batch.
 
     Args:
@@ -59,7 +59,7 @@ def rotated_nms_batched(boxes: Tensor, scores: Tensor, valid: Tensor, *, iou: fl
     order = scores.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
     boxes, is_open = _take(boxes, order), valid.gather(1, order)  # open: not decided yet
     keep = torch.zeros_like(is_open)
-    block = BLOCK.get(boxes.device.type, BLOCK["cuda"])
+    block = CPU_BLOCK if boxes.device.type == "cpu" else GPU_BLOCK
     while True:
         is_open &= keep.sum(1, keepdim=True) < max_keep
         index, is_real = _front(is_open)  # [B, n], best first
@@ -68,8 +68,7 @@ def rotated_nms_batched(boxes: Tensor, scores: Tensor, valid: Tensor, *, iou: fl
         rest = _take(boxes, index)
         head = rest[:, :block]
         kept = _keep_in_block(head, is_real[:, :block], iou)
-        before = keep.gather(1, index[:, :block])  # padding may name boxes kept in an earlier block
-        keep.scatter_(1, index[:, :block], kept | before)
+        keep.scatter_(1, index[:, :block], kept)  # padding holds its own False
         is_open.scatter_(1, index[:, :block], False)
         if index.shape[1] > block:
             winners, is_winner = _front(kept)
@@ -83,7 +82,7 @@ def rotated_nms_batched(boxes: Tensor, scores: Tensor, valid: Tensor, *, iou: fl
     return found[:, :max_keep]
 
 
-def _keep_in_block(boxes: Tensor, is_real: Tensor, iou: float) -> Tensor:
+def _keep_in_block(boxes: Tensor, is_real: Tensor, iou: int | float) -> Tensor:
     """Greedy answer for boxes [B, C, 7] sorted by falling score: bool [B, C]."""
     size = boxes.shape[1]
     is_better = torch.ones(size, size, dtype=torch.bool, device=boxes.device).triu(1)  # row before column
@@ -98,7 +97,7 @@ def _keep_in_block(boxes: Tensor, is_real: Tensor, iou: float) -> Tensor:
         keep = settled
 
 
-def _overlapping(a: Tensor, b: Tensor, pairs: Tensor, iou: float) -> Tensor:
+def _overlapping(a: Tensor, b: Tensor, pairs: Tensor, iou: int | float) -> Tensor:
     """Those ``pairs`` bool [B, N, M] of boxes [B, N, 7] and [B, M, 7] that overlap by more than ``iou``: [P, 3]."""
     found = []
     for part in split_pairs(pairs & close_pairs(a, b)):
@@ -108,7 +107,7 @@ def _overlapping(a: Tensor, b: Tensor, pairs: Tensor, iou: float) -> Tensor:
 
 
 def _any(sample: Tensor, index: Tensor, shape: torch.Size, flag: Tensor | None = None) -> Tensor:
-    """bool ``shape`` [B, N]: whether any of the P (sample, index) with a true flag names an entry."""
+    """Bool ``shape`` [B, N]: whether any of the P (sample, index) with a true flag names an entry."""
     flag = torch.ones_like(sample) if flag is None else flag.long()
     count = flag.new_zeros(shape).view(-1).index_add_(0, sample * shape[1] + index, flag)
     return count.view(shape) > 0
