@@ -1,43 +1,16 @@
-"""Small detection heads, built from the configuration files."""
+"""What tests of detection share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
 from torch import Tensor
-
-CLASSES = ("Car", "Pedestrian", "Cyclist")
-PLACE = {"low": (0.0, -6.4, -3.0), "high": (12.8, 6.4, 1.0), "grid": (16, 16), "classes": CLASSES}
-TINY = {"layers": [1, 1], "widths": [16, 32], "up_widths": [16, 16]}
-
-
-def detector(name: str) -> Any:
-    """The node of ``conf/detector/<name>.yaml`` that makes a head, with its weights beside it."""
-    with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose(f"detector/{name}")
-    return cfg
 
 
 @pytest.fixture(params=["second", "center"])
 def name(request) -> str:
+    """Every detection head."""
     return request.param
-
-
-@pytest.fixture
-def make() -> Callable[..., Any]:
-    """``make(name, **facts)``: a tiny head."""
-
-    def build(name: str, **facts: Any) -> Any:
-        node = detector(name).objective.detector
-        node.backbone.update(TINY)
-        return instantiate(node)(8, **{**PLACE, **facts})
-
-    return build
 
 
 @pytest.fixture

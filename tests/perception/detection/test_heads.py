@@ -15,7 +15,7 @@ from perception.detection.center import CenterHead, gaussian_radius
 from perception.detection.codes import direction_bin, encode
 from perception.detection.losses import box_code_error, sigmoid_focal
 from perception.detection.second import BEVBackbone, SecondHead
-from tests.perception.detection.conftest import CLASSES, detector
+from tests.perception.detection.small_heads import CLASSES, detector, tiny
 from worldmodels.geometry.overlap import bev_iou, iou_3d
 
 KITTI = {"low": (0, -40, -3), "high": (70.4, 40, 1), "grid": (200, 176), "classes": CLASSES}
@@ -34,9 +34,9 @@ def total(name: str, losses: dict[str, Tensor]) -> Tensor:
 
 
 # --- promises of both ------------------------------------------------------------------------------------------------
-def test_overfits_a_scene_and_gives_its_boxes_back(name, make, scene):
+def test_overfits_a_scene_and_gives_its_boxes_back(name, scene):
     bev, boxes, box_class = scene
-    head = make(name)
+    head = tiny(name)
     optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(120):
         optimizer.zero_grad()
@@ -58,8 +58,8 @@ def test_overfits_a_scene_and_gives_its_boxes_back(name, make, scene):
         assert (turn > 0.95).all()  # the right way round
 
 
-def test_padding_of_detections_is_marked_and_behind(name, make, scene):
-    head = make(name)
+def test_padding_of_detections_is_marked_and_behind(name, scene):
+    head = tiny(name)
     found = head.decode(head(scene[0]))
     assert (found.scores[:, :-1] >= found.scores[:, 1:]).all()
     is_padding = found.labels < 0
@@ -67,8 +67,8 @@ def test_padding_of_detections_is_marked_and_behind(name, make, scene):
     assert not found.boxes[is_padding].any()
 
 
-def test_losses_and_gradients_are_finite_without_boxes(name, make, scene):
-    head = make(name)
+def test_losses_and_gradients_are_finite_without_boxes(name, scene):
+    head = tiny(name)
     raw = head(scene[0])
     one = torch.zeros(2, 1, 7), torch.full((2, 1), -1)
     losses = [head.loss(raw, *labels) for labels in (NOTHING, one)]
@@ -80,9 +80,9 @@ def test_losses_and_gradients_are_finite_without_boxes(name, make, scene):
     assert all(p.grad is None or p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_losses_do_not_depend_on_order_or_padding(name, make, scene):
+def test_losses_do_not_depend_on_order_or_padding(name, scene):
     bev, boxes, box_class = scene
-    head = make(name)
+    head = tiny(name)
     raw = head(bev)
     expected = head.loss(raw, boxes, box_class)
     order = torch.tensor([3, 1, 0, 2])
@@ -94,8 +94,8 @@ def test_losses_do_not_depend_on_order_or_padding(name, make, scene):
             torch.testing.assert_close(found[key], value)
 
 
-def test_samples_do_not_mix(name, make, scene):
-    head = make(name).eval()
+def test_samples_do_not_mix(name, scene):
+    head = tiny(name).eval()
     head.score_threshold = 0.0
     raw = head(scene[0])
     alone = {key: value[1:] for key, value in raw.items()}
@@ -107,16 +107,16 @@ def test_samples_do_not_mix(name, make, scene):
         assert torch.equal(mine[0], theirs[1])
 
 
-def test_every_parameter_gets_a_gradient(name, make, scene):
+def test_every_parameter_gets_a_gradient(name, scene):
     bev, boxes, box_class = scene
-    head = make(name)
+    head = tiny(name)
     total(name, head.loss(head(bev), boxes, box_class)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 
-def test_loss_compiles_whole(name, make, scene, whole_graph):
+def test_loss_compiles_whole(name, scene, whole_graph):
     bev, boxes, box_class = scene
-    head = make(name)
+    head = tiny(name)
 
     def loss(*args: Tensor) -> dict[str, Tensor]:
         return head.loss(head(args[0]), *args[1:])
@@ -127,9 +127,9 @@ def test_loss_compiles_whole(name, make, scene, whole_graph):
         torch.testing.assert_close(found[key], value)
 
 
-def test_bf16_predictions_give_fp32_losses(name, make, scene):
+def test_bf16_predictions_give_fp32_losses(name, scene):
     bev, boxes, box_class = scene
-    head = make(name)
+    head = tiny(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         raw = head(bev)
         losses = head.loss(raw, boxes, box_class)
@@ -167,8 +167,8 @@ def test_second_has_the_published_size_and_start():
     assert kinds == {1e-3}
 
 
-def test_second_orders_anchors_by_row_column_class_rotation(make, scene):
-    head = make("second")
+def test_second_orders_anchors_by_row_column_class_rotation(scene):
+    head = tiny("second")
     raw = head(scene[0])
     maps = head.outs["box"](head.backbone(scene[0]))  # [B, A * 7, Y, X]
     y, x, kind, turned = 5, 11, 2, 1
@@ -182,9 +182,9 @@ def test_second_orders_anchors_by_row_column_class_rotation(make, scene):
     }
 
 
-def test_second_losses_by_hand(make):
+def test_second_losses_by_hand():
     """One car near an anchor: all terms from their definition, sums over all anchors divided by the positives."""
-    head = make("second")
+    head = tiny("second")
     boxes = head.anchors.boxes()[4, 7, 0, 0].clone()[None, None]
     boxes[..., 0] += 0.25  # so that some anchors overlap too much for a negative and too little for a positive
     raw = {key: torch.randn(1, 1536, num) for key, num in (("class", 3), ("box", 7), ("direction", 2))}
@@ -204,10 +204,10 @@ def test_second_losses_by_hand(make):
     torch.testing.assert_close(found["direction"], direction / num)
 
 
-def test_second_decodes_what_loss_encodes(make, scene):
+def test_second_decodes_what_loss_encodes(scene):
     """Perfect predictions at the assigned anchors: no box loss, and the boxes come back exactly."""
     _, boxes, box_class = scene
-    head = make("second")
+    head = tiny("second")
     label, index = assign(head.anchors, boxes, box_class)
     truth = torch.stack([one[i] for one, i in zip(boxes, index, strict=True)])
     raw = {
@@ -236,9 +236,9 @@ def assert_gives_back(found, boxes: Tensor, box_class: Tensor) -> None:
             assert turn.item() == pytest.approx(1, abs=1e-5)
 
 
-def test_second_names_a_class_without_anchor(make):
+def test_second_names_a_class_without_anchor():
     with pytest.raises(ValueError, match="no entry for the class Tram of the data; it has Car, Pedestrian, Cyclist"):
-        make("second", classes=("Car", "Tram"))
+        tiny("second", classes=("Car", "Tram"))
 
 
 def test_once_has_its_own_anchors():
@@ -271,8 +271,8 @@ def test_radius_by_hand():
     assert gaussian_radius(torch.tensor([[40.0, 30.0], [0.0, 0.0]]), o).tolist()[1] == 0
 
 
-def test_heat_map_equals_a_slow_reference(make):
-    head = make("center")
+def test_heat_map_equals_a_slow_reference():
+    head = tiny("center")
     boxes = torch.rand(3, 9, 7) * torch.tensor([14, 14, 1, 30, 9, 2, 6.0]) - torch.tensor([0.5, 7, 1, 0, 0, 0, 3])
     box_class = torch.randint(-1, 3, (3, 9))
     centre, place = head.places(boxes)
@@ -298,9 +298,9 @@ def test_heat_map_equals_a_slow_reference(make):
     assert ((centre - place) < 1).all()
 
 
-def test_center_decodes_what_loss_encodes(make, scene):
+def test_center_decodes_what_loss_encodes(scene):
     _, boxes, box_class = scene
-    head = make("center")
+    head = tiny("center")
     centre, place = head.places(boxes)
     raw = {"heat": torch.full((2, 3, 16, 16), -9.0), "box": torch.zeros(2, 8, 16, 16)}
     numbers = head.numbers(boxes, centre - place)
@@ -316,8 +316,8 @@ def test_center_decodes_what_loss_encodes(make, scene):
     assert head.loss(raw, boxes, box_class)["box"].item() == pytest.approx(0.5, abs=1e-5)
 
 
-def test_center_drops_centres_outside_the_range(make):
-    head = make("center")
+def test_center_drops_centres_outside_the_range():
+    head = tiny("center")
     raw = {"heat": torch.full((1, 3, 16, 16), -9.0), "box": torch.zeros(1, 8, 16, 16)}
     raw["heat"][0, 0, 8, [0, 15]] = 9.0
     raw["box"][0, 0, 8, 15] = 1.5  # beyond x = 12.8
