@@ -112,7 +112,8 @@ def build_learner(cfg: DictConfig, objective: Objective, device: torch.device) -
         optimizer=optimizer,
         weights=to_dict(cfg.weights),
         groups=to_dict(cfg.param_groups),
-        schedule=instantiate(cfg.schedule) if cfg.schedule is not None else None,
+        schedule=instantiate(cfg.schedule),
+        momentum=instantiate(cfg.get("momentum")),  # runs of earlier versions have none
         max_grad_norm=cfg.max_grad_norm,
         accumulate=cfg.accumulate,
         precision=cfg.precision,

@@ -71,6 +71,20 @@ class PhaseRunner:
             else:
                 group["lr"] = base * factor
 
+    def set_momentum(self, value: float) -> None:
+        """Set the first beta of an Adam, or the momentum of an SGD, in every group.
+
+        Raises:
+            ValueError: if the optimizer has neither.
+        """
+        for group in self.optimizer.param_groups:
+            if "betas" in group:
+                group["betas"] = (value, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = value
+            else:
+                raise ValueError(f"{type(self.optimizer).__name__} has no momentum for the schedule in `momentum`")
+
 
 class Learner:
     """Applies the phases of an objective.
@@ -81,6 +95,8 @@ class Learner:
         weights: weight of every named loss. A loss without a weight, or a weight without a loss, raises.
         groups: options of named parameter groups, such as their own learning rate.
         schedule: factor on all learning rates at a step; None is 1 throughout.
+        momentum: the first beta of Adam, or SGD's momentum, at a step; None leaves the optimizer's own. It is a plain
+            number that a CUDA graph would freeze, so a captured update refuses it.
         max_grad_norm: gradients of a phase are clipped to this norm; None does not clip.
         accumulate: parts of a batch whose gradients are added up before a step. A loss that is a mean over samples is
             unchanged; one that compares samples with each other (orthonormality, a measure) compares within a part.
@@ -97,7 +113,8 @@ class Learner:
         weights: Mapping[str, float],
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         schedule: Callable[[int], float] | None = None,
-        max_grad_norm: float | None = None,
+        momentum: Callable[[int], float] | None = None,
+        max_grad_norm: int | float | None = None,
         accumulate: int = 1,
         precision: str = "fp32",
         is_compiled: bool = False,
@@ -107,8 +124,10 @@ class Learner:
             raise ValueError(f"precision must be fp32 or bf16; got {precision}")
         if accumulate < 1:
             raise ValueError(f"accumulate={accumulate}: a batch has at least one part")
-        self.objective, self.weights, self.schedule = objective, dict(weights), schedule
-        self.accumulate = accumulate
+        if momentum is not None and is_captured:
+            raise ValueError("a schedule of momentum cannot be in a CUDA graph: use cuda_graph=false or momentum=null")
+        self.objective, self.weights = objective, dict(weights)
+        self.schedule, self.momentum, self.accumulate = schedule, momentum, accumulate
         self.max_grad_norm, self.precision, self.is_captured = max_grad_norm, precision, is_captured
         phases, groups = objective.phases(), dict(groups or {})
         known = {name for phase in phases for name in phase.params}
@@ -127,9 +146,11 @@ class Learner:
     def update(self, batch: TensorDict, step: int) -> None:
         """Do update number ``step`` (counted from 0) on ``batch``."""
         due = [r for r in self.runners if step % r.phase.every == 0]
-        if self.schedule is not None:
-            for runner in due:
+        for runner in due:
+            if self.schedule is not None:
                 runner.set_lr(self.schedule(step))
+            if self.momentum is not None:
+                runner.set_momentum(self.momentum(step))
         if self.is_captured:
             self._replay(batch, due)
         else:

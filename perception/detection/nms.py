@@ -68,7 +68,8 @@ def rotated_nms_batched(boxes: Tensor, scores: Tensor, valid: Tensor, *, iou: in
         rest = _take(boxes, index)
         head = rest[:, :block]
         kept = _keep_in_block(head, is_real[:, :block], iou)
-        keep.scatter_(1, index[:, :block], kept)  # padding holds its own False
+        before = keep.gather(1, index[:, :block])  # padding may name boxes kept in an earlier block
+        keep.scatter_(1, index[:, :block], kept | before)
         is_open.scatter_(1, index[:, :block], False)
         if index.shape[1] > block:
             winners, is_winner = _front(kept)

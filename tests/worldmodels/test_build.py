@@ -98,6 +98,20 @@ def test_learner_takes_rates_and_groups_from_the_configuration():
         build.build_learner(cfg, objective, CPU)
 
 
+def test_one_cycle_moves_rate_and_momentum_against_each_other():
+    cfg = composed("objective=latent_prediction", "optim=adamw_onecycle", "optim.lr=0.003", "steps=10")
+    source = build.build_source(cfg, CPU)
+    objective = build.build_objective(cfg, source, CPU)
+    learner = build.build_learner(cfg, objective, CPU)
+    group, *_ = learner.runners[0].optimizer.param_groups
+    assert (group["weight_decay"], learner.max_grad_norm) == (0.01, 10)
+    batch = source.sample(16, objective.window, torch.Generator().manual_seed(0))
+    for step, rate, momentum in ((0, 3e-4, 0.95), (4, 3e-3, 0.85), (10, 3e-8, 0.95)):
+        learner.update(batch, step)
+        assert group["lr"] == pytest.approx(rate)
+        assert group["betas"] == pytest.approx((momentum, 0.99))
+
+
 def test_capturable_optimizers_have_their_rates_in_tensors():
     parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
     groups = [{"params": [parameters[0]]}, {"params": [parameters[1]], "lr": 0.5}]

@@ -11,7 +11,7 @@ from torch import nn
 
 from worldmodels.core import Objective, Phase
 from worldmodels.learner import Learner
-from worldmodels.schedules import Linear
+from worldmodels.schedules import Linear, OneCycle
 from worldmodels.targets import EMA
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -155,6 +155,45 @@ def test_schedule_scales_the_base_rate_of_every_group(is_tensor):
         machine.update(batch(), step)
         rates = [float(g["lr"]) for runner in machine.runners for g in runner.optimizer.param_groups]
         assert rates == pytest.approx([0.1 * factor, 0.4 * factor, 0.1 * factor])
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [partial(torch.optim.AdamW, lr=0.1, betas=(0.5, 0.99)), partial(torch.optim.SGD, lr=0.1, momentum=0.5)],
+)
+def test_momentum_follows_its_schedule_and_nothing_else_changes(optimizer):
+    machine = learner(Pair(), optimizer=optimizer, momentum=Linear(0.9, 0.8, 10), schedule=Linear(1.0, 0.0, 10))
+    for step, expected in ((0, 0.9), (5, 0.85), (10, 0.8)):
+        machine.update(batch(), step)
+        for group in (g for runner in machine.runners for g in runner.optimizer.param_groups):
+            found = group["betas"] if "betas" in group else (group["momentum"], 0.99)
+            assert found == pytest.approx((expected, 0.99))
+            assert group["lr"] == pytest.approx(0.1 * (1 - step / 10))
+
+
+def test_adamw_under_one_cycle_by_hand():
+    """Momentum 0.95, then 0.9 at step 2 of 10; decay is decoupled: p (1 - lr wd) before the step."""
+    objective = Pair()
+    optimizer = partial(torch.optim.AdamW, lr=0.1, betas=(0.95, 0.99), weight_decay=0.01)
+    cycle = {"schedule": OneCycle(10), "momentum": OneCycle(10, start=0.95, peak=0.85, end=0.95)}
+    machine = learner(objective, optimizer=optimizer, **cycle)
+    weight, first, second = 2.0, 0.0, 0.0  # of the bias: loss 2 b^2
+    for step, (factor, beta) in enumerate([(0.1, 0.95), (None, None), (0.55, 0.9)]):
+        if factor is None:
+            factor, beta = cycle["schedule"](step), cycle["momentum"](step)
+        gradient = 4 * weight
+        first, second = beta * first + (1 - beta) * gradient, 0.99 * second + 0.01 * gradient**2
+        ratio = first / (1 - beta ** (step + 1)) / (second / (1 - 0.99 ** (step + 1))) ** 0.5
+        weight = weight * (1 - 0.1 * factor * 0.01) - 0.1 * factor * ratio
+        machine.update(batch(), step)
+        assert objective.bias.item() == pytest.approx(weight, rel=1e-5)
+
+
+def test_momentum_needs_an_optimizer_that_has_one_and_no_graph():
+    with pytest.raises(ValueError, match="Adagrad has no momentum for the schedule"):
+        learner(Pair(), optimizer=torch.optim.Adagrad, momentum=Linear(0.9, 0.8, 10)).update(batch(), 0)
+    with pytest.raises(ValueError, match="use cuda_graph=false or momentum=null"):
+        learner(Pair(), momentum=Linear(0.9, 0.8, 10), is_captured=True)
 
 
 def test_gradients_of_a_phase_are_clipped_together():

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from worldmodels.schedules import Constant, Linear, WarmupCosine
+from worldmodels.schedules import Constant, Linear, OneCycle, WarmupCosine
 
 
 def test_constant():
@@ -49,3 +49,20 @@ def test_warmup_as_a_share_and_another_first_value():
 def test_warmup_lies_within_the_run(warmup):
     with pytest.raises(ValueError, match=f"0 <= {warmup} <= 10 fails"):
         WarmupCosine(10, warmup=warmup)
+
+
+def test_one_cycle_of_the_rate_and_of_the_momentum():
+    rate, momentum = OneCycle(1000), OneCycle(1000, start=0.95, peak=0.85, end=0.95)
+    steps = (0, 200, 400, 700, 1000, 10**6)  # start, half way up, peak, half way down, end, beyond
+    assert [rate(step) for step in steps] == pytest.approx([0.1, 0.55, 1.0, 0.500005, 1e-5, 1e-5])
+    assert [momentum(step) for step in steps] == pytest.approx([0.95, 0.9, 0.85, 0.9, 0.95, 0.95])
+    assert rate(100) == pytest.approx(0.1 + 0.45 * (1 - math.sqrt(0.5)))  # a quarter of the way: cos 45 degrees
+    assert all(a < b for a, b in pairwise(rate(step) for step in range(401)))
+    assert all(a > b for a, b in pairwise(rate(step) for step in range(400, 1001)))
+    assert OneCycle(1)(0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 40])
+def test_one_cycle_goes_up_for_a_share_of_the_run(warmup):
+    with pytest.raises(ValueError, match=f"warmup={warmup}: the way up takes a share"):
+        OneCycle(10, warmup=warmup)
