@@ -188,15 +188,13 @@ class VoxelBackbone(Encoder):
         return mask.scatter(1, cells.remainder(num + 1), True)[:, :num]  # padding marks one too many
 
     def _encode(self, obs: TensorDict, shown: Tensor | None) -> Encoded:
-        weights, statistics = [], []
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            weights += [conv.weight, norm.weight, norm.bias]
-            statistics += [norm.running_mean, norm.running_var]
+        layers = zip(self.convs, self.norms, strict=True)
+        weights = [weight for conv, norm in layers for weight in (conv.weight, norm.weight, norm.bias)]
+        means = torch.cat([norm.running_mean for norm in self.norms])  # copies: the originals move before backward
+        variances = torch.cat([norm.running_var for norm in self.norms])
         run = encode_opaque if torch.compiler.is_compiling() else encode
-        voxels = obs[VOXELS]
-        out = Encoded(
-            *run(voxels[FEATURES], voxels[COORDS], shown, weights, statistics, list(self.shape), self.training)
-        )
+        features, coords = obs[VOXELS, FEATURES], obs[VOXELS, COORDS]
+        out = Encoded(*run(features, coords, shown, weights, means, variances, list(self.shape), self.training))
         if self.training:
             self._follow(out)
         return out

@@ -73,7 +73,8 @@ def encode(
     coords: Tensor,
     shown: Tensor | None,
     weights: Sequence[Tensor],
-    statistics: Sequence[Tensor],
+    means: Tensor,
+    variances: Tensor,
     shape: Sequence[int],
     is_training: bool,
 ) -> Encoded:
@@ -84,7 +85,7 @@ def encode(
         coords: int64 [B, V, 3], z, y, x; -1 for padding.
         shown: bool [B, Y X], cells whose voxels take part; None: all of them.
         weights: of each layer the kernel, the norm's gain and its bias.
-        statistics: of each layer's norm the running mean and variance.
+        means, variances: [sum of widths], the running statistics of the norms, layer after layer.
         shape: (Z, Y, X) of the grid of voxels.
         is_training: whether norms use statistics of this batch, over the active sites of all its samples, which are
             returned. Of fewer than two sites there are none: the running ones are returned.
@@ -96,23 +97,23 @@ def encode(
     sample, slot = is_voxel.nonzero(as_tuple=True)  # the host waits for the number of voxels
     indices = torch.cat([sample[:, None], coords[sample, slot]], 1).int()
     x = SparseTensor(features[sample, slot], indices, (shape[0], shape[1], shape[2]), len(features))
-    means, variances = [], []
+    widths = [len(gain) for gain in weights[1::3]]
+    statistics = list(zip(means.split(widths), variances.split(widths), strict=True))
     for index, layer in enumerate(LAYERS):
         kernel, gain, bias = weights[3 * index : 3 * index + 3]
-        mean, variance = statistics[2 * index : 2 * index + 2]
+        mean, variance = statistics[index]
         x = convolve(x, kernel, layer.geometry)
         if is_training:
-            y, mean, variance = normalized(x.features, gain, bias, mean, variance)
+            y, *statistics[index] = normalized(x.features, gain, bias, mean, variance)
         else:
             y = F.batch_norm(x.features, mean, variance, gain, bias, eps=EPSILON)
         x = x.with_features(F.relu(y, inplace=True))
-        means.append(mean)
-        variances.append(variance)
     bev = Densify.apply(x.features, x.indices, x.batch_size, x.shape)
     sample, _, row, column = x.indices.long().unbind(1)
     is_active = torch.zeros(len(bev), height, width, dtype=torch.bool, device=bev.device)
     is_active[sample, row, column] = True
-    return Encoded(bev, is_active, torch.cat(means), torch.cat(variances))
+    means, variances = (torch.cat(values) for values in zip(*statistics, strict=True))
+    return Encoded(bev, is_active, means, variances)
 
 
 def normalized(
@@ -154,7 +155,7 @@ class Densify(torch.autograd.Function):
 
 
 # --- the same as one operator, for torch.compile --------------------------------------------------------------------
-INPUTS = "Tensor features, Tensor coords, Tensor? shown, Tensor[] weights, Tensor[] statistics, int[] shape, bool train"
+INPUTS = "Tensor features, Tensor coords, Tensor? shown, Tensor[] weights, Tensor means, Tensor variances, int[] shape, bool train"
 
 
 @torch.library.custom_op(
@@ -165,20 +166,21 @@ def encode_opaque(
     coords: Tensor,
     shown: Tensor | None,
     weights: Sequence[Tensor],
-    statistics: Sequence[Tensor],
+    means: Tensor,
+    variances: Tensor,
     shape: Sequence[int],
     train: bool,
 ) -> tuple[Tensor, ...]:
     """`encode` as an operator that the compiler does not look into."""
-    return tuple(encode(features, coords, shown, weights, statistics, shape, train))
+    return tuple(encode(features, coords, shown, weights, means, variances, shape, train))
 
 
 @encode_opaque.register_fake
-def _(features, coords, shown, weights, statistics, shape, train) -> tuple[Tensor, ...]:
+def _(features, coords, shown, weights, means, variances, shape, train) -> tuple[Tensor, ...]:
     depth, height, width = final_shape(shape)
     bev = features.new_empty(len(features), len(weights[-1]) * depth, height, width)
-    norms = features.new_empty(sum(len(mean) for mean in statistics[::2]))
-    return bev, torch.empty_like(bev[:, 0], dtype=torch.bool), norms, torch.empty_like(norms)
+    is_active = features.new_empty(len(features), height, width, dtype=torch.bool)
+    return bev, is_active, torch.empty_like(means), torch.empty_like(variances)
 
 
 @torch.library.custom_op(
@@ -190,7 +192,8 @@ def encode_backward(
     coords: Tensor,
     shown: Tensor | None,
     weights: Sequence[Tensor],
-    statistics: Sequence[Tensor],
+    means: Tensor,
+    variances: Tensor,
     shape: Sequence[int],
     train: bool,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -200,27 +203,25 @@ def encode_backward(
         off = off.remove(key)
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), off), torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in (features, *weights)]
-        bev = encode(leaves[0], coords, shown, leaves[1:], statistics, shape, train).bev
+        bev = encode(leaves[0], coords, shown, leaves[1:], means, variances, shape, train).bev
         grads = torch.autograd.grad(bev, leaves, grad)
     return grads[0], list(grads[1:])
 
 
 @encode_backward.register_fake
-def _(grad, features, coords, shown, weights, statistics, shape, train) -> tuple[Tensor, list[Tensor]]:
+def _(grad, features, coords, shown, weights, means, variances, shape, train) -> tuple[Tensor, list[Tensor]]:
     return torch.empty_like(features), [torch.empty_like(weight) for weight in weights]
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    features, coords, shown, weights, statistics, ctx.shape, ctx.train = inputs
-    ctx.num_weights = len(weights)
-    ctx.save_for_backward(features, coords, shown, *weights, *statistics)
+    features, coords, shown, weights, means, variances, ctx.shape, ctx.train = inputs
+    ctx.save_for_backward(features, coords, shown, means, variances, *weights)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    features, coords, shown, *rest = ctx.saved_tensors
-    weights, statistics = rest[: ctx.num_weights], rest[ctx.num_weights :]
-    grads = encode_backward(grad, features, coords, shown, weights, statistics, ctx.shape, ctx.train)
-    return grads[0], None, None, grads[1], [None] * len(statistics), None, None
+    features, coords, shown, means, variances, *weights = ctx.saved_tensors
+    grads = encode_backward(grad, features, coords, shown, weights, means, variances, ctx.shape, ctx.train)
+    return grads[0], None, None, grads[1], None, None, None, None
 
 
 encode_opaque.register_autograd(_backward, setup_context=_keep_inputs)

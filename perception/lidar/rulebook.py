@@ -9,7 +9,6 @@ Sizes depend on the data, so on a GPU the host waits once a rulebook.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -72,25 +71,20 @@ def strided_rules(
     Returns:
         int32 [M, 4] and the rules.
     """
-    device = indices.device
-    sample = indices[:, 0].long()
-    key, offset = sample[:, None], torch.zeros_like(sample)[:, None]  # [N, choices]
-    is_valid = torch.ones_like(key, dtype=torch.bool)
-    # Output o meets input i at offset k if o stride + k = i + padding: a few choices of k an axis, a stride apart.
+    # Output o meets input i at offset k if o stride + k = i + padding. One axis after the other; keys of outputs add up.
+    key = indices[:, 0].long()[None]  # [offsets so far, N]
+    is_met = torch.ones_like(key, dtype=torch.bool)
     for axis in range(3):
-        reach = indices[:, axis + 1].long()[:, None] + padding[axis]
-        choice = torch.arange(-(-kernel[axis] // stride[axis]), device=device)
-        k, o = reach % stride[axis] + choice * stride[axis], reach // stride[axis] - choice  # [N, J]
-        fits = (k < kernel[axis]) & (o >= 0) & (o < out_shape[axis])
-        key = (key[..., None] * out_shape[axis] + o[:, None]).flatten(1)
-        offset = (offset[..., None] * kernel[axis] + k[:, None]).flatten(1)
-        is_valid = (is_valid[..., None] & fits[:, None]).flatten(1)
-    source, choice = is_valid.nonzero(as_tuple=True)
-    sites, goal = key[source, choice].unique(return_inverse=True)
-    offset, order = offset[source, choice].sort(stable=True)
-    volume = math.prod(kernel)
-    sizes = torch.bincount(offset, minlength=volume).tolist()
-    rules = tuple(zip(source[order].split(sizes), goal[order].split(sizes), strict=True))
+        offset = torch.arange(kernel[axis], device=indices.device)[:, None]
+        reach = indices[:, axis + 1].long() + padding[axis] - offset  # [k, N]
+        output = reach.div(stride[axis], rounding_mode="floor")
+        is_output = (reach >= 0) & (output * stride[axis] == reach) & (output < out_shape[axis])
+        key = (key[:, None] * out_shape[axis] + output).flatten(0, 1)
+        is_met = (is_met[:, None] & is_output).flatten(0, 1)
+    _, source = is_met.nonzero(as_tuple=True)  # the host waits for the number of pairs
+    sites, goal = key[is_met].unique(return_inverse=True)
+    sizes = is_met.sum(1).tolist()
+    rules = tuple(zip(source.split(sizes), goal.split(sizes), strict=True))
     axes = [sites]
     for size in reversed(out_shape):
         axes = [axes[0] // size, axes[0] % size, *axes[1:]]

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
-LIMITS = 2**62  # above every key
+NOWHERE = 2**62  # above every key
 
 
 class Voxels(NamedTuple):
@@ -76,12 +77,14 @@ def voxelize(
     if max_voxels < 1 or max_points < 1:
         raise ValueError(f"max_voxels={max_voxels}, max_points={max_points}: at least one each")
     size_x, size_y, size_z = grid_size(low, high, voxel_size)
+    if not points.shape[1]:
+        points, num_points = F.pad(points, (0, 0, 0, 1)), torch.zeros_like(num_points)
     batch, num, _ = points.shape
     device = points.device
     is_point = torch.arange(num, device=device) < num_points[:, None]  # [B, P]
     if generator is not None:
-        order = (torch.rand(batch, num, generator=generator, device=device) + ~is_point).argsort(1)  # padding stays last
-        points = points.take_along_dim(order[..., None], 1)
+        order = torch.rand(batch, num, generator=generator, device=device) + ~is_point  # padding stays last
+        points = points.take_along_dim(order.argsort(1)[..., None], 1)
     is_finite = points.isfinite().all(-1)
 
     start, end, side = (points.new_tensor(list(values)) for values in (low, high, voxel_size))
@@ -93,8 +96,8 @@ def voxelize(
     key = ((sample * size_z + z) * size_y + y) * size_x + x  # [B, P]
 
     # Equal keys become neighbours, in order of arrival; what lies outside goes to the end.
-    key, point = torch.where(is_inside, key, LIMITS).flatten().sort(stable=True)  # [B P], and which point it was
-    is_first = (key < LIMITS) & (key != key.roll(1)).index_fill(0, torch.zeros(1, dtype=torch.long, device=device), True)
+    key, point = torch.where(is_inside, key, NOWHERE).flatten().sort(stable=True)  # [B P], and which point it was
+    is_first = (key < NOWHERE) & (key != F.pad(key[:-1], (1, 0), value=NOWHERE))
     arrives = torch.zeros_like(is_first).index_put((point,), is_first).view(batch, num)  # a voxel's first point
     slot = (arrives.cumsum(1) - 1).flatten()[point]  # [B P] of a first point: which voxel of its sample
     found = arrives.sum(1)
