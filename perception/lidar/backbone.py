@@ -1,7 +1,7 @@
 """Encoder of LiDAR scans: voxels, twelve sparse 3D convolutions, a bird's-eye view at an eighth of the resolution.
 
-Notable: cells that are not shown lose their voxels before the convolutions; norms look at active sites of the batch only;
-a cell that holds a voxel is always active, and its neighbours may become so.
+Notable: cells that are not shown lose their voxels before the convolutions; norms look at active sites of the batch
+only; a cell that holds a voxel is always active, and its neighbours may become so.
 
 Source: VoxelBackBone8x (sheet ad_l_jepa, section 1.2; SECOND, Yan et al. 2018), weights of OpenPCDet can be loaded.
 """

@@ -116,9 +116,7 @@ def encode(
     return Encoded(bev, is_active, means, variances)
 
 
-def normalized(
-    x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, variance: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def normalized(x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Batch norm of [N, C] by its own statistics, and these; the given ones if N < 2."""
     num = len(x)
     if not num:
@@ -155,7 +153,10 @@ class Densify(torch.autograd.Function):
 
 
 # --- the same as one operator, for torch.compile --------------------------------------------------------------------
-INPUTS = "Tensor features, Tensor coords, Tensor? shown, Tensor[] weights, Tensor means, Tensor variances, int[] shape, bool train"
+INPUTS = (
+    "Tensor features, Tensor coords, Tensor? shown, Tensor[] weights, Tensor means, Tensor variances, "
+    "int[] shape, bool train"
+)
 
 
 @torch.library.custom_op(

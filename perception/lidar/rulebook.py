@@ -22,8 +22,8 @@ Rules = tuple[tuple[Tensor, Tensor] | None, ...]
 def submanifold_rules(indices: Tensor, shape: Triple, kernel: Triple) -> Rules:
     """Rules whose output sites are the input sites.
 
-    Only the offsets after the kernel's centre are looked up: those before it are the same pairs the other way round. Along
-    x, neighbours of a site are neighbours in the sorted list, so one binary search serves a whole row of the kernel.
+    Only the offsets after the kernel's centre are looked up: those before it are the same pairs the other way round.
+    Along x, neighbours of a site are neighbours in the sorted list: one binary search serves a row of the kernel.
 
     Args:
         indices: int [N, 4], (sample, z, y, x), no site twice.
@@ -71,7 +71,7 @@ def strided_rules(
     Returns:
         int32 [M, 4] and the rules.
     """
-    # Output o meets input i at offset k if o stride + k = i + padding. One axis after the other; keys of outputs add up.
+    # Output o meets input i at offset k if o stride + k = i + padding. Keys of outputs grow axis by axis.
     key = indices[:, 0].long()[None]  # [offsets so far, N]
     is_met = torch.ones_like(key, dtype=torch.bool)
     for axis in range(3):
@@ -94,8 +94,8 @@ def strided_rules(
 class Convolve(torch.autograd.Function):
     """Gather, multiply, add up: features [N, in], weight [out, kz, ky, kx, in] to [num_out, out].
 
-    A class of its own because autograd would keep every gathered row for the backward pass and fill a whole gradient for
-    each offset. Deterministic: within an offset no output occurs twice, and offsets come one after the other.
+    A class of its own because autograd would keep every gathered row for the backward pass and fill a whole gradient
+    for each offset. Deterministic: within an offset no output occurs twice, and offsets come one after the other.
     """
 
     @staticmethod
@@ -125,9 +125,11 @@ class Convolve(torch.autograd.Function):
             if needs_weight:
                 here = features if pair is None else features.index_select(0, pair[0])  # [P, in]
                 grad_kernels.append(there.T @ here)
-            if grad_features is not None and pair is None:
+            if grad_features is None:
+                continue
+            if pair is None:
                 grad_features.addmm_(there, kernel)
-            elif grad_features is not None:
+            else:
                 grad_features.index_add_(0, pair[0], there @ kernel)
         grad_weight = torch.stack(grad_kernels, 1).view_as(weight) if needs_weight else None
         return grad_features, grad_weight, None, None

@@ -3,9 +3,10 @@
 * ``torch``: rulebooks, gather, matmul, scatter (`rulebook.py`); any device, any floating type, float64 included.
 * ``spconv``: the compiled package, where it is installed.
 
-Which one is used depends on the device alone: ``torch`` on a CPU, where it takes about half the time of spconv
-(benchmarks/sparse_backbone.py), and spconv on a GPU if it is installed. Both are deterministic on a CPU. Weights are laid
-out (out, kz, ky, kx, in), as spconv 2 does. Under autocast the sparse part keeps the type of its weights.
+Which one is used depends on the device alone: ``torch`` on a CPU, where it is as fast as spconv or faster
+(benchmarks/sparse_backbone.py) and spares the 7 s that importing spconv takes; on a GPU spconv, if it is installed.
+Both are deterministic on a CPU. Weights are laid out (out, kz, ky, kx, in), as in spconv 2. Under autocast the sparse
+part keeps the type of its weights.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def _with_spconv(x: SparseTensor, weight: Tensor, geometry: Geometry) -> SparseT
 
 @functools.cache
 def _spconv_layer(inputs: int, outputs: int, geometry: Geometry, device: str, is_training: bool) -> nn.Module:
-    """A layer of spconv without weights: they are ours, lent for each call. Without training it skips backward tables."""
+    """A layer of spconv without weights, which we lend it for each call; without training it skips backward tables."""
     spconv = import_spconv()
     kernel, stride, padding, is_submanifold = geometry
     # On a CPU the default algorithm asks for CUDA.

@@ -54,8 +54,8 @@ def voxelize(
 ) -> Voxels:
     """Mean of the first ``max_points`` points of each of the first ``max_voxels`` voxels of every sample.
 
-    A point counts if low <= x, y <= high and its voxel floor((p - low) / voxel_size) lies on the grid; so a point on the
-    upper limit does not. Points with an entry that is no finite number are dropped and counted.
+    A point counts if low <= x, y <= high and its voxel floor((p - low) / voxel_size) lies on the grid; so a point on
+    the upper limit does not. Points with an entry that is no finite number are dropped and counted.
 
     Args:
         points: float [B, P, C], C >= 3: x, y, z in metres, then further channels, averaged too.
@@ -64,8 +64,8 @@ def voxelize(
         voxel_size: metres, x, y, z.
         max_voxels: V, of a sample.
         max_points: of a voxel.
-        generator: on the device of ``points``; the points of each sample are shuffled first, so that the caps drop random
-            voxels and points. None: those that arrive last are dropped.
+        generator: on the device of ``points``; the points of each sample are shuffled first, so that the caps drop
+            random voxels and points. None: those that arrive last are dropped.
 
     Raises:
         ValueError: if the shapes, the range or a cap make no sense.
@@ -141,4 +141,6 @@ def bev_cells(coords: Tensor, grid: Sequence[int], stride: int = 8) -> Tensor:
     if len(grid) != 2:
         raise ValueError(f"a bird's-eye view has a grid of (rows, columns); got {list(grid)}")
     _, y, x = coords.unbind(-1)
-    return torch.where(x >= 0, y.div(stride, rounding_mode="floor") * grid[1] + x.div(stride, rounding_mode="floor"), -1)
+    return torch.where(
+        x >= 0, y.div(stride, rounding_mode="floor") * grid[1] + x.div(stride, rounding_mode="floor"), -1
+    )

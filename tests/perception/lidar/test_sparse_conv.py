@@ -165,7 +165,7 @@ def test_bad_input_is_named(monkeypatch):
         SubmanifoldConv3d(5, 8)(x)
     with pytest.raises(ValueError, match="odd sizes"):
         SubmanifoldConv3d(4, 8, kernel=2)
-    with pytest.raises(ValueError, match="int32; got torch.int64"):
+    with pytest.raises(ValueError, match=r"int32; got torch.int64"):
         SparseTensor(x.features, x.indices.long(), SHAPE, 3)
     with pytest.raises(ValueError, match=r"indices \[N, 4\]"):
         SparseTensor(x.features, x.indices[1:], SHAPE, 3)
