@@ -4,8 +4,9 @@
     python -m benchmarks.sparse_backbone --scan FILE --engine highest      # without torch's faster matmul engine
 
 KITTI's range and voxels, the published widths, training mode, one thread. The scan is cropped to what the camera sees,
-by the file of the same name in ``calib``. Backends take turns, so that both meet the same state of the machine; each number is the median over rounds, the
-first one dropped. Processor time, which other processes disturb less than wall time.
+by the file of the same name in ``calib``. Backends take turns, so that both meet the same state of the machine; each
+number is the median over rounds, the first one dropped. Processor time, which other processes disturb less than wall
+time.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def main() -> None:
     torch.set_num_threads(1)
     device, load = torch.device("cpu"), os.getloadavg()[0]
     is_fast = build.use_fast_matmul(device) if options.engine == "auto" else False
+    engine = "oneDNN" if is_fast else "MKL"
     keep_freed_memory()  # as a run does
     points = read_scan(options.scan).expand(options.batch, -1, -1)
     spec = Composite({"observation": {"points": Unbounded(points.shape[1:]), "num_points": Unbounded(())}})
@@ -141,7 +143,7 @@ def main() -> None:
         "",
         f"Command: `python -m benchmarks.sparse_backbone {' '.join(sys.argv[1:])}`",
         "",
-        f"- torch {torch.__version__}, one thread, fp32, {'oneDNN' if is_fast else 'MKL'} matmuls; load average {load:.1f}.",
+        f"- torch {torch.__version__}, one thread, fp32, {engine} matmuls; load average {load:.1f} before the start.",
         f"- {num_voxels:,} voxels, {len(points)} scan(s). By default, torch runs on a CPU.",
         "- Milliseconds of processor time, median (least, greatest) over rounds.",
         "- Rulebooks to dense view are parts of forward; spconv does the first two inside.",
@@ -157,8 +159,7 @@ def main() -> None:
         lines.append(f"| {stage} | {' | '.join(cells)} |")
     text = "\n".join(lines) + "\n"
     print(text)
-    engine = "onednn" if is_fast else "mkl"
-    atomic_write(RESULTS / f"lidar-encoder-batch{options.batch}-{engine}-{day}.md", text)
+    atomic_write(RESULTS / f"lidar-encoder-batch{options.batch}-{engine.lower()}-{day}.md", text)
 
 
 if __name__ == "__main__":
