@@ -16,6 +16,12 @@ MISSING = "missing"  # bool [..., Dn]
 CATEGORICAL = "categorical"  # int64 [..., Dc]; 0 a category unseen in training, 1 missing
 POINTS = "points"  # float32 [..., P, C], a LiDAR scan: x forward, y left, z up in metres, then intensity 0..1, ...
 NUM_POINTS = "num_points"  # int64 [...], points of the scan; what comes after them is padding
+VOXELS = "voxels"  # nested TensorDict, a scan on a grid, padded: see the next five
+FEATURES = "features"  # float [..., V, C], mean of a voxel's points; 0 is padding
+COORDS = "coords"  # int64 [..., V, 3], z, y, x on the grid; -1 is padding
+NUM_VOXELS = "num_voxels"  # int64 [...]
+NUM_DROPPED = "num_dropped"  # int64 [...], voxels beyond the cap
+NUM_BROKEN = "num_broken"  # int64 [...], points left out because an entry is no finite number
 MOMENTS = "moments"  # float64 [..., P, 3, d, d], E[x x^T], E[y x^T], E[y y^T] of two views, P data sets
 ACTION = "action"  # float32 [..., A], within [-1, 1]
 REWARD = "reward"  # float32 [...]
@@ -25,7 +31,9 @@ LABEL = (
     "label"  # int64 [...] a class, or float32 [...] a number in the label's unit; only supervised objectives read it
 )
 
-BOXES = "boxes"  # float32 [..., M, 7], labelled objects: centre x, y, z, length dx, width dy, height dz, heading about z
+BOXES = (
+    "boxes"  # float32 [..., M, 7], labelled objects: centre x, y, z, length dx, width dy, height dz, heading about z
+)
 BOX_CLASS = "box_class"  # int64 [..., M], index into the source's class names; -1 is padding
 FRAME = "frame"  # int64 [...], which frame of the source this is
 
@@ -46,10 +54,7 @@ NOISE = "noise"  # nested TensorDict: every random number one update needs, draw
 CONTEXT = "context"  # int64 [B, K], tokens an encoder may see; -1 is padding
 TARGETS = "targets"  # int64 [B, M, K'], tokens to be predicted, M sets of them
 
-# --- a scan as voxels, and masks of its bird's-eye view -------------------------------------------------------------
-VOXELS = "voxels"  # nested TensorDict in "observation", as perception.lidar.voxelize.Voxels
-FEATURES = "features"  # float32 [..., V, C], mean of a voxel's points; 0 for padding
-COORDS = "coords"  # int64 [..., V, 3], z, y, x of a voxel; -1 is padding
+# --- masks of a scan and of its bird's-eye view ---------------------------------------------------------------------
 CELLS_OCCUPIED = "cells_occupied"  # bool [B, Y X], cells of the encoder's grid that hold points
 CELLS_SHOWN = "cells_shown"  # bool [B, Y X], cells the encoder may see; maps, as about half of all cells are in each
 KEPT = "voxels_kept"  # bool [B, V], voxels the encoder may see

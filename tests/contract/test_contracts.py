@@ -12,7 +12,18 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbo
 from tests.systems import CONF, SYSTEMS, composed
 from worldmodels import build, checkpoint
 from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.keys import CATEGORICAL, MISSING, NUMERICAL, OBSERVATION, PIXELS, POOLED, STATE, TOKENS
+from worldmodels.keys import (
+    CATEGORICAL,
+    MISSING,
+    NUM_POINTS,
+    NUMERICAL,
+    OBSERVATION,
+    PIXELS,
+    POINTS,
+    POOLED,
+    STATE,
+    TOKENS,
+)
 from worldmodels.learner import Learner
 from worldmodels.trainer import batch_seed
 
@@ -32,7 +43,11 @@ SPECS = {
             )
         }
     ),
+    "points": Composite(
+        {OBSERVATION: Composite({POINTS: Unbounded((200, 4)), NUM_POINTS: Bounded(0, 201, (), dtype=torch.int64)})}
+    ),
 }
+SMALL = {"lidar_voxels": ["encoder.low=[-4,-4,-1.2]", "encoder.high=[4,4,1.2]", "encoder.voxel_size=[0.25,0.25,0.1]"]}
 
 
 class Bench:
@@ -142,7 +157,7 @@ def test_embeds_one_row_a_sample(cfg):
 def test_encoder_gives_what_it_promises(name):
     from hydra.utils import instantiate
 
-    make = instantiate(composed("agent=td_jepa", f"encoder={name}").encoder)
+    make = instantiate(composed("agent=td_jepa", f"encoder={name}", *SMALL.get(name, [])).encoder)
     built, refusals = {}, []
     for kind, spec in SPECS.items():
         try:
@@ -155,7 +170,7 @@ def test_encoder_gives_what_it_promises(name):
     assert isinstance(encoder, Encoder)
     obs = spec.expand(6).rand()[OBSERVATION]
     encoder.observe(obs)
-    out = encoder(obs)
+    out = encoder.eval()(obs)
     assert out[POOLED].shape == (6, encoder.dim)
     assert out[TOKENS].shape[0] == 6
     assert out[TOKENS].shape[-1] == encoder.dim

@@ -125,7 +125,9 @@ class DetectionScore:
         """All AP in Markdown."""
         counts = count_objects(self.truth)
         lines = [
-            "| class | overlap | metric | " + " | ".join(f"{r} {d}" for r in ("R40", "R11") for d in DIFFICULTIES) + " |",
+            "| class | overlap | metric | "
+            + " | ".join(f"{r} {d}" for r in ("R40", "R11") for d in DIFFICULTIES)
+            + " |",
             "|---" * 9 + "|",
         ]
         for key, found in mine.items():
