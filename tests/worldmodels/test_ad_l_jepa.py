@@ -232,5 +232,6 @@ def test_both_learn_a_batch():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            first, last = first if first is not None else float(loss), float(loss)
+            last = loss.item()
+            first = first or last
         assert last < 0.8 * first

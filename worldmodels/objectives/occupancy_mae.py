@@ -4,8 +4,8 @@ Voxels are hidden at random, the more of them the nearer, where scans are dense.
 small decoder gives, for every part of every cell, the chance that it holds a point of the whole scan.
 
 Paper: Min et al., Occupancy-MAE (arXiv 2206.09900). Differs: its decoder goes back to single voxels through 3D
-deconvolutions; here a cell is split into ``parts``, which keeps the output small and the encoder the same. Occupied parts
-are rare: they weigh as much as all others together.
+deconvolutions; here a cell is split into ``parts``, which keeps the output small and the encoder the same. Occupied
+parts are rare: they weigh as much as all others together.
 """
 
 from __future__ import annotations
@@ -55,10 +55,13 @@ class OccupancyMAE(Objective):
             )
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(spec)
         self.parts = tuple(parts)
-        depth, height, width_ = self.encoder.shape
         rows, columns = self.encoder.grid
+        depth, height, breadth = self.encoder.shape  # voxels; one more along z than the range holds
         self.fine = (self.parts[0], rows * self.parts[1], columns * self.parts[2])  # parts of the whole range
-        self.steps = (depth / self.fine[0], height / self.fine[1], width_ / self.fine[2])  # voxels a part
+        voxels = (depth - 1, height, breadth)
+        if any(num % parts for num, parts in zip(voxels, self.fine, strict=True)):
+            raise ValueError(f"objective.parts={list(parts)}: {self.fine} parts do not divide {voxels} voxels evenly")
+        self.steps = [num // parts for num, parts in zip(voxels, self.fine, strict=True)]  # voxels a part
         self.decoder = nn.Sequential(
             nn.Conv2d(self.encoder.dim, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
@@ -108,7 +111,7 @@ class OccupancyMAE(Objective):
     def occupied(self, obs: TensorDict) -> Tensor:
         """Which parts hold a voxel of ``obs``: bool [B, Z', Y', X']."""
         coords = obs[VOXELS, COORDS]  # [B, V, 3]
-        part = (coords / coords.new_tensor(self.steps, dtype=torch.float32)).long()
+        part = coords.div(coords.new_tensor(self.steps), rounding_mode="floor")
         num_z, num_y, num_x = self.fine
         flat = (part[..., 0] * num_y + part[..., 1]) * num_x + part[..., 2]
         num = num_z * num_y * num_x

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class BEVPredictor(nn.Module):
     """Convolutions 3 x 3 with bias, each followed by a batch norm and a ReLU, the last one too.
 
-    Ending in a ReLU bounds what can be predicted: against a target with entries of both signs in equal number the cosine
-    stays below 0.71 (sheet ad_l_jepa, section 6). ``ends_in_relu=False`` leaves the last norm and ReLU out.
+    Ending in a ReLU bounds what can be predicted: against a target with entries of both signs in equal number the
+    cosine stays below 0.71 (sheet ad_l_jepa, section 6). ``ends_in_relu=False`` leaves the last norm and ReLU out.
 
     Args:
         dim: channels of the map, D.
