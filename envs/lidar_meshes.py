@@ -20,6 +20,8 @@ REFLECTANCE = np.array(
 )
 SEE_THROUGH = np.array([0, 0.7, 0, 0, 0, 0.05, 0.1, 0, 0, 0, 0, 0, 0.05, 0.03], dtype=np.float32)
 """Share of pulses that give no return: most pass a window."""
+ROUGHNESS = np.array([0, 0, 0, 0.01, 0, 0, 0.06, 0.02, 0, 0, 0, 0.01, 0.08, 0.02], dtype=np.float32)
+"""Standard deviation of the range on top of the sensor's, metres: leaves, grass, walls that are not plane."""
 
 
 class Mesh(NamedTuple):
