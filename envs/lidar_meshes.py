@@ -149,7 +149,9 @@ def _vehicle(length: float, width: float, height: float, *, hood: float, trunk: 
         (nose - hood - 1.3 * rake, height, half - 0.22),
         (nose - hood, belt - 0.02, half - 0.06),
     ]
-    roof = box((tail + trunk + rake, -half + 0.24, height - 0.06), (nose - hood - 1.3 * rake, half - 0.24, height), PAINT)
+    roof = box(
+        (tail + trunk + rake, -half + 0.24, height - 0.06), (nose - hood - 1.3 * rake, half - 0.24, height), PAINT
+    )
     parts = [hull(body, PAINT, PAINT), hull(cabin, GLASS, GLASS), roof]
     radius = 0.31
     for x in (nose - 0.8, tail + 0.75):

@@ -95,7 +95,9 @@ def simulate(seed: int, index: int, *, sweep: float, min_points: int) -> Scan:
     points = np.concatenate([measured[:, None] * direction[found], intensity[:, None]], 1)
     points = np.round(points, 3).astype(np.float32)
     points[:, 3] = np.round(points[:, 3], 2)
-    objects = _labels(o3d, world, points, world.owner[face[found]], rays, np.where(is_hit, world.owner[face], -1), min_points)
+    objects = _labels(
+        o3d, world, points, world.owner[face[found]], rays, np.where(is_hit, world.owner[face], -1), min_points
+    )
     return Scan(points, objects, len(rays))
 
 

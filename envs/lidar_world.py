@@ -207,7 +207,10 @@ def _draw_scenery(sketch: _Sketch) -> None:
             sketch.add(name, s, outer + side * random.uniform(0, 1.5), random.normal(0, 0.05), need=(2.0, 1.0))
     if street.crossing is not None:  # nothing stands on the crossing road but traffic and people
         first, last = street.crossing
-        on_it = [not (name in _SIZES or row[0] < first or row[0] > last) for (name, _), row in zip(sketch.kind, sketch.rows, strict=True)]
+        on_it = [
+            not (name in _SIZES or row[0] < first or row[0] > last)
+            for (name, _), row in zip(sketch.kind, sketch.rows, strict=True)
+        ]
         sketch.kind = [kind for kind, is_on in zip(sketch.kind, on_it, strict=True) if not is_on]
         sketch.rows = [row for row, is_on in zip(sketch.rows, on_it, strict=True) if not is_on]
 
@@ -216,7 +219,23 @@ def ground(random: np.random.Generator, street: Street) -> Mesh:
     """Road, kerbs, pavements and lawns as a grid of quads, with dashed markings just above the road."""
     eps = 0.02  # a kerb leans so far onto the road
     right, left = street.right, street.left
-    t = np.array([-FAR, -40, -20, right - street.pavement[0], right, right + eps, 0.0, left - eps, left, left + street.pavement[1], 25, 45, FAR])
+    t = np.array(
+        [
+            -FAR,
+            -40,
+            -20,
+            right - street.pavement[0],
+            right,
+            right + eps,
+            0.0,
+            left - eps,
+            left,
+            left + street.pavement[1],
+            25,
+            45,
+            FAR,
+        ]
+    )
     s = np.linspace(-FAR, FAR + 20, 26)
     if street.crossing is not None:
         first, last = street.crossing
@@ -229,7 +248,9 @@ def ground(random: np.random.Generator, street: Street) -> Mesh:
     row, column = np.meshgrid(np.arange(len(s) - 1), np.arange(len(t) - 1), indexing="ij")
     corner = (row * len(t) + column).ravel()
     faces = np.stack([corner, corner + 1, corner + len(t) + 1, corner, corner + len(t) + 1, corner + len(t)], 1)
-    middle = np.stack([(s[:-1, None] + s[1:, None]) / 2 + 0 * t[:-1], (t[:-1] + t[1:]) / 2 + 0 * s[:-1, None]], -1).reshape(-1, 2)
+    middle = np.stack(
+        [(s[:-1, None] + s[1:, None]) / 2 + 0 * t[:-1], (t[:-1] + t[1:]) / 2 + 0 * s[:-1, None]], -1
+    ).reshape(-1, 2)
     is_road = height(street._replace(slope=(0, 0)), middle) == 0
     is_paved = (middle[:, 1] > right - street.pavement[0]) & (middle[:, 1] < left + street.pavement[1])
     material = np.where(is_road, ASPHALT, np.where(is_paved, KERB, LAWN)).astype(np.int8)
@@ -300,7 +321,9 @@ def build(random: np.random.Generator) -> World:
     )
 
 
-def _stand(random: np.random.Generator, street: Street, things: Placed, order: list[int]) -> tuple[np.ndarray, list[Mesh]]:
+def _stand(
+    random: np.random.Generator, street: Street, things: Placed, order: list[int]
+) -> tuple[np.ndarray, list[Mesh]]:
     """Boxes [N, 7] of all things in ``order``, and their meshes in the street's frame."""
     base = height(street, things.place)
     labelled, scenery = labelled_templates(), scenery_templates()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
+from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,13 @@ def progress(name: str, *, total: int, done: int, unit: str, is_shown: bool) -> 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time fetch a data set; others wait, then find it finished. ``path`` is the lock file."""
+    """Let one process at a time fetch a data set; others wait, then find it finished. ``path`` is the lock file.
+
+    Raises:
+        RuntimeError: in a worker that is importing a script without a main guard: it would wait for its own parent.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise RuntimeError('workers import the script that starts them: put its code under if __name__ == "__main__":')
     try:
         import fcntl
     except ImportError:  # Windows: two at once would do the work twice, with the same result

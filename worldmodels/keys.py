@@ -25,7 +25,9 @@ LABEL = (
     "label"  # int64 [...] a class, or float32 [...] a number in the label's unit; only supervised objectives read it
 )
 
-BOXES = "boxes"  # float32 [..., M, 7], labelled objects: centre x, y, z, length dx, width dy, height dz, heading about z
+BOXES = (
+    "boxes"  # float32 [..., M, 7], labelled objects: centre x, y, z, length dx, width dy, height dz, heading about z
+)
 BOX_CLASS = "box_class"  # int64 [..., M], index into the source's class names; -1 is padding
 FRAME = "frame"  # int64 [...], which frame of the source this is
 
