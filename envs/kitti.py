@@ -1,4 +1,6 @@
-"""Data in KITTI's layout, real or simulated::
+"""Data in KITTI's layout, real or simulated.
+
+::
 
     DATA_DIR/ImageSets/{train,val}.txt           a frame a line, such as 000123
     DATA_DIR/training/velodyne/000123.bin        float32 x, y, z, reflectance
@@ -24,10 +26,9 @@ import numpy as np
 import torch
 
 from envs.scans import Frame, LabelledScans
-from worldmodels.formats.kitti import TYPES, Calibration, read_scan, training_difficulty
+from worldmodels.formats.kitti import TYPES, USUAL_SIZE, Calibration, read_scan, training_difficulty
 from worldmodels.formats.kitti_text import DONT_CARE, read_objects
 
-USUAL_SIZE = (375, 1242)  # height, width of most of KITTI's images
 _SIZES = "image_sizes.json"
 _SIZES_KEY = "training (height,width)"
 _LAYOUT = "ImageSets/train.txt, ImageSets/val.txt and training/{velodyne,label_2,calib}"
@@ -114,7 +115,9 @@ class Kitti(LabelledScans):
             if not count:
                 raise ValueError(f"env.label_fraction={self.label_fraction}: nothing is left of {len(names)} frames")
             names = names[:count]
-        return self._present(names, path)
+        names = self._present(names, path)
+        self._warn_of_unknown_sizes(names)
+        return names
 
     def _present(self, names: list[str], listed: Path) -> list[str]:
         """The frames all of whose files are there."""
@@ -125,8 +128,8 @@ class Kitti(LabelledScans):
         if lost and not self.is_missing_skipped:
             name, where = next(iter(lost.items()))
             raise FileNotFoundError(
-                f"{listed} names {len(lost)} frames whose files are absent, first {name} in training/{where[0]}. Remove "
-                f"them from the list, or set env.is_missing_skipped=true"
+                f"{listed} names {len(lost)} frames whose files are absent, first {name} in training/{where[0]}. "
+                f"Remove them from the list, or set env.is_missing_skipped=true"
             )
         if lost:
             self.counted[f"frames of {listed.name} whose files are absent were left out"] += len(lost)
@@ -172,14 +175,18 @@ class Kitti(LabelledScans):
         image = self.data_dir / f"training/image_2/{name}.png"
         if image.is_file():
             return png_size(image)
-        if not self._is_warned:
+        return USUAL_SIZE
+
+    def _warn_of_unknown_sizes(self, names: list[str]) -> None:
+        images = {path.stem for path in (self.data_dir / "training/image_2").glob("*.png")}
+        unknown = [name for name in names if name not in self._sizes and name not in images]
+        if unknown and not self._is_warned:
             self._is_warned = True
             warnings.warn(
-                f"{self.data_dir}: neither {_SIZES} nor training/image_2/{name}.png tells the size of the image of frame "
-                f"{name}; {USUAL_SIZE[0]} x {USUAL_SIZE[1]} is taken for all such frames",
+                f"{self.data_dir}: neither {_SIZES} nor training/image_2 tells the size of {len(unknown)} images, "
+                f"first {unknown[0]}; {USUAL_SIZE[0]} x {USUAL_SIZE[1]} is taken",
                 stacklevel=2,
             )
-        return USUAL_SIZE
 
 
 def png_size(path: Path) -> tuple[int, int]:

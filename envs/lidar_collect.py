@@ -20,6 +20,7 @@ from worldmodels.files import atomic_write, atomic_write_json
 FIRST_VAL = 900_000
 VERSION = 1  # raise it when the same seed gives other frames: their folder gets another name
 PROVENANCE = "provenance.json"
+MADE_BY = "envs.lidar_collect: simulated, no real data"
 
 
 def default_folder(settings: dict[str, Any]) -> Path:
@@ -28,7 +29,7 @@ def default_folder(settings: dict[str, Any]) -> Path:
     return Path(f"~/.worldmodels/lidar_scenes/seed{settings['seed']}-{mark}").expanduser()
 
 
-def settings_of(*, seed: int, sweep: float, min_points: int) -> dict[str, Any]:
+def settings_of(*, seed: int, sweep: int | float, min_points: int) -> dict[str, Any]:
     """What a frame depends on, besides its number.
 
     Raises:
@@ -75,7 +76,7 @@ def _check_origin(folder: Path, settings: dict[str, Any]) -> None:
     if not note.exists():
         if (folder / "training").exists():
             raise ValueError(f"{folder} holds frames that were not simulated here; choose another env.data_dir")
-        atomic_write_json(note, {"made_by": "envs.lidar_collect: simulated, no real data", "settings": settings})
+        atomic_write_json(note, {"made_by": MADE_BY, "settings": settings})
         return
     found = json.loads(note.read_text())["settings"]
     different = [f"{key}={found.get(key)}" for key in settings if found.get(key) != settings[key]]
@@ -105,7 +106,8 @@ def _collect(
                 name=f"frames in {folder}",
                 prepare=_use_one_thread,
             )
-        _finish(folder, settings, len(missing), workers, time.time() - started)
+        _note(folder, settings, len(missing), workers, time.time() - started)
+    _list(folder, {"train": wanted[:frames], "val": wanted[frames:]})
 
 
 def _use_one_thread() -> None:
@@ -126,21 +128,25 @@ def make_frame(folder: str, settings: dict[str, Any], index: int) -> None:
     atomic_write(training / f"velodyne/{index:06d}.bin", scan.points.astype("<f4").tobytes())
 
 
-def _finish(folder: Path, settings: dict[str, Any], made: int, workers: int, seconds: float) -> None:
-    from envs.lidar_scan import IMAGE_SIZE
+def _list(folder: Path, wanted: dict[str, list[int]]) -> None:
+    """Write ImageSets and image_sizes.json of all frames that are there, unless they already list the wanted ones."""
+    from worldmodels.formats.kitti import USUAL_SIZE
 
+    paths = {split: folder / f"ImageSets/{split}.txt" for split in wanted}
+    listed = {split: set(path.read_text().split()) if path.exists() else set() for split, path in paths.items()}
+    if all({f"{i:06d}" for i in indices} <= listed[split] for split, indices in wanted.items()):
+        return
     names = sorted(path.stem for path in (folder / "training/velodyne").glob("[0-9]*.bin"))
-    splits = {
-        "train": [name for name in names if int(name) < FIRST_VAL],
-        "val": [name for name in names if int(name) >= FIRST_VAL],
-    }
-    atomic_write_json(folder / "image_sizes.json", {"training (height,width)": dict.fromkeys(names, IMAGE_SIZE)})
-    for split, found in splits.items():
-        atomic_write(folder / f"ImageSets/{split}.txt", "".join(f"{name}\n" for name in found))
+    atomic_write_json(folder / "image_sizes.json", {"training (height,width)": dict.fromkeys(names, USUAL_SIZE)})
+    for split, path in paths.items():
+        mine = [name for name in names if (int(name) < FIRST_VAL) == (split == "train")]
+        atomic_write(path, "".join(f"{name}\n" for name in mine))
+
+
+def _note(folder: Path, settings: dict[str, Any], made: int, workers: int, seconds: float) -> None:
     note = {
-        "made_by": "envs.lidar_collect: simulated, no real data",
+        "made_by": MADE_BY,
         "settings": settings,
-        "frames": {split: len(found) for split, found in splits.items()},
         "versions": _versions(),
         "last": {"command": " ".join(sys.orig_argv), "frames": made, "workers": workers, "seconds": round(seconds, 1)},
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -7,6 +7,7 @@ stands about them (trees, lamps) is in metres with its foot at the origin.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -128,7 +129,7 @@ def fitted(parts: Sequence[Mesh]) -> Template:
 
 # --- vehicles -----------------------------------------------------------------------------------------------------
 def _vehicle(length: float, width: float, height: float, *, hood: float, trunk: float, belt: float) -> Template:
-    """A vehicle whose windscreen starts ``hood`` behind its nose and whose rear window ends ``trunk`` before its end."""
+    """A vehicle whose windscreen starts ``hood`` behind its nose, its rear window ends ``trunk`` before its tail."""
     nose, tail, half, low = length / 2, -length / 2, width / 2, 0.2
     body = [
         (tail, low + 0.1, half - 0.05),
@@ -185,7 +186,7 @@ def _cyclist(pedal: float, lean: float) -> Template:
     angle = np.linspace(0, 2 * np.pi, 11)
     for x in (hub, -hub):  # a tyre, not a disc: pulses pass between spokes
         rim = np.stack([x + radius * np.cos(angle), 0 * angle, radius + radius * np.sin(angle)], 1)
-        parts += [limb(a, b, (0.03, 0.03), TYRE, sides=3) for a, b in zip(rim[:-1], rim[1:], strict=True)]
+        parts += [limb(a, b, (0.03, 0.03), TYRE, sides=3) for a, b in itertools.pairwise(rim)]
     saddle, bar, crank = (-0.18, 0, 0.95), (0.38, 0, 1.0), (-0.05, 0, 0.3)
     for a, b in ((crank, saddle), (crank, (0.36, 0, 0.85)), (saddle, (0.36, 0, 0.85)), ((-hub, 0, radius), crank)):
         parts.append(limb(a, b, (0.025, 0.025), METAL, sides=4))

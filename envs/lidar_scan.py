@@ -13,9 +13,9 @@ import numpy as np
 
 from envs.lidar_world import World, build
 from worldmodels.formats.kitti import NEAR, Calibration, wrap
+from worldmodels.formats.kitti import USUAL_SIZE as IMAGE_SIZE
 from worldmodels.formats.kitti_text import DONT_CARE, Objects
 
-IMAGE_SIZE = (375, 1242)  # height, width
 COLUMNS_PER_TURN = 2083  # 0.1728 degrees, as the sensor at 10 turns a second
 MAX_RANGE, MIN_RANGE = 120.0, 0.9  # metres
 RANGE_NOISE = 0.02  # metres, standard deviation
@@ -57,7 +57,7 @@ def open3d() -> Any:
     return package
 
 
-def simulate(seed: int, index: int, *, sweep: float, min_points: int) -> Scan:
+def simulate(seed: int, index: int, *, sweep: int | float, min_points: int) -> Scan:
     """Frame ``index`` of ``seed``: a pure function of its arguments.
 
     Args:
@@ -65,7 +65,11 @@ def simulate(seed: int, index: int, *, sweep: float, min_points: int) -> Scan:
         min_points: an object with fewer points in the image has no label, but a DontCare region.
     """
     random = np.random.default_rng([seed, index])
-    world = build(random)
+    return scan(build(random), random, sweep=sweep, min_points=min_points)
+
+
+def scan(world: World, random: np.random.Generator, *, sweep: int | float, min_points: int) -> Scan:
+    """Look at a world; see ``simulate``."""
     o3d = open3d()
     columns = max(1, round(COLUMNS_PER_TURN * sweep / 360))
     azimuth = (np.arange(columns) - (columns - 1) / 2 + random.uniform(-0.5, 0.5)) * (2 * np.pi / COLUMNS_PER_TURN)

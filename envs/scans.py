@@ -240,7 +240,7 @@ class LabelledScans(ABC):
         train = self.frames("train")
         return train.rows(torch.randint(len(train), (batch_size,), generator=generator, device=generator.device))
 
-    def attach(self, policy: Policy | None) -> None:
+    def attach(self, policy: Policy | None) -> None:  # noqa: B027 (every subclass is fixed data)
         """Fixed data needs no policy."""
 
     def objects(self) -> ObjectBank:

@@ -1,8 +1,8 @@
 """KITTI frames: calibration, LiDAR <-> camera, the image, scans. The text of labels and results is in ``kitti_text``.
 
 LiDAR: x forward, y left, z up. Rectified camera: x right, y down, z forward. A LiDAR box is (x, y, z of its CENTRE,
-length dx, width dy, height dz, heading about z, counter-clockwise, 0 = +x); a label has height, width, length, the centre
-of its BOTTOM and rotation_y about the camera's y axis. Metres, radians, pixels; arithmetic in float64.
+length dx, width dy, height dz, heading about z, counter-clockwise, 0 = +x); a label has height, width, length, the
+centre of its BOTTOM and rotation_y about the camera's y axis. Metres, radians, pixels; arithmetic in float64.
 
 Source: KITTI object benchmark; sheet ad_l_jepa, sections 3.1 and 3.2.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from worldmodels.formats.kitti_text import Objects
 
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
+USUAL_SIZE = (375, 1242)  # height, width of most images, pixels
 NEAR = 0.1  # metres in front of the camera; what is nearer has no place in the image
 _KEYS = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
 _EDGES = np.array([(a, b) for a in range(8) for b in range(a) if a ^ b in (1, 2, 4)])  # corners that differ in one bit
@@ -151,7 +152,7 @@ class Calibration:
         )
 
     def image_boxes(self, boxes: np.ndarray, image_size: Sequence[int]) -> np.ndarray:
-        """Rectangles [N, 4] (left, top, right, bottom) around LiDAR boxes [N, 7], clipped to 0 .. width - 1, height - 1.
+        """Rectangles [N, 4] (left, top, right, bottom) around LiDAR boxes [N, 7], clipped to width - 1 and height - 1.
 
         The part of a box that is not ``NEAR`` in front of the camera is cut off first: its corners would project to the
         wrong side. A box that cannot be seen has a rectangle of no area.
@@ -182,8 +183,8 @@ def corners_of(boxes: np.ndarray) -> np.ndarray:
 def training_difficulty(objects: Objects) -> np.ndarray:
     """0 easy, 1 moderate, 2 hard, -1 harder: int64 [N].
 
-    By height in the image + 1 (at least 40, 25, 25 pixels), truncation (at most 0.15, 0.3, 0.5) and occlusion (at most 0,
-    1, 2): the rule by which OpenPCDet chooses objects to paste. The benchmark's own rule is in ``kitti_ap``.
+    By height in the image + 1 (at least 40, 25, 25 pixels), truncation (at most 0.15, 0.3, 0.5) and occlusion (at most
+    0, 1, 2): the rule by which OpenPCDet chooses objects to paste. The benchmark's own rule is in ``kitti_ap``.
     """
     height = objects.bbox[:, 3] - objects.bbox[:, 1] + 1
     fits = [
