@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+Number = int | float
+Vector = Sequence[Number] | np.ndarray  # [3]
+
 # --- materials: index into REFLECTANCE and SEE_THROUGH ------------------------------------------------------------
 PAINT, GLASS, TYRE, CLOTH, SKIN, METAL, FOLIAGE, BARK, SIGN, ASPHALT, MARKING, KERB, LAWN, WALL = range(14)
 OWN_COLOUR = (PAINT, CLOTH, WALL)  # their reflectance differs from thing to thing
@@ -50,23 +53,21 @@ def join(parts: Sequence[Mesh]) -> Mesh:
     )
 
 
-def mesh(vertices: Sequence[Sequence[float]] | np.ndarray, triangles: Sequence[Sequence[int]], material: int) -> Mesh:
+def mesh(vertices: Sequence[Sequence[Number]] | np.ndarray, triangles: Sequence[Sequence[int]], material: int) -> Mesh:
     """A mesh of one material."""
     corners = np.asarray(vertices, dtype=np.float32).reshape(-1, 3)
     faces = np.asarray(triangles, dtype=np.int32).reshape(-1, 3)
     return Mesh(corners, faces, np.full(len(faces), material, dtype=np.int8))
 
 
-def box(low: Sequence[float], high: Sequence[float], material: int) -> Mesh:
+def box(low: Vector, high: Vector, material: int) -> Mesh:
     """An upright box between two corners: 12 triangles."""
     corners = [[(low, high)[bit >> axis & 1][axis] for axis in range(3)] for bit in range(8)]
     quads = ((0, 1, 3, 2), (4, 5, 7, 6), (0, 1, 5, 4), (2, 3, 7, 6), (0, 2, 6, 4), (1, 3, 7, 5))
     return mesh(corners, [face for a, b, c, d in quads for face in ((a, b, c), (a, c, d))], material)
 
 
-def limb(
-    start: Sequence[float], end: Sequence[float], radius: Sequence[float], material: int, *, sides: int = 6
-) -> Mesh:
+def limb(start: Vector, end: Vector, radius: Sequence[Number], material: int, *, sides: int = 6) -> Mesh:
     """A closed tube from ``start`` to ``end`` with a radius at each: arms, poles, tyres."""
     a, b = np.asarray(start, float), np.asarray(end, float)
     along = (b - a) / np.linalg.norm(b - a)
@@ -82,7 +83,7 @@ def limb(
     return mesh(vertices, np.concatenate([np.stack(face, 1) for face in faces]).tolist(), material)
 
 
-def blob(centre: Sequence[float], radii: Sequence[float], material: int, *, sides: int = 6) -> Mesh:
+def blob(centre: Vector, radii: Vector, material: int, *, sides: int = 6) -> Mesh:
     """A coarse ellipsoid: heads and trunks of people."""
     angle = np.arange(sides) * (2 * np.pi / sides)
     rings = [
@@ -99,7 +100,7 @@ def blob(centre: Sequence[float], radii: Sequence[float], material: int, *, side
     return mesh(unit * np.asarray(radii) + np.asarray(centre), stacked.tolist(), material)
 
 
-def hull(profile: Sequence[tuple[float, float, float]], sides: int, top: int) -> Mesh:
+def hull(profile: Sequence[tuple[Number, Number, Number]], sides: int, top: int) -> Mesh:
     """A car's shell: a polygon of (x, z, half width) drawn out to both sides.
 
     Args:
@@ -128,7 +129,7 @@ def fitted(parts: Sequence[Mesh]) -> Template:
 
 
 # --- vehicles -----------------------------------------------------------------------------------------------------
-def _vehicle(length: float, width: float, height: float, *, hood: float, trunk: float, belt: float) -> Template:
+def _vehicle(length: Number, width: Number, height: Number, *, hood: Number, trunk: Number, belt: Number) -> Template:
     """A vehicle whose windscreen starts ``hood`` behind its nose, its rear window ends ``trunk`` before its tail."""
     nose, tail, half, low = length / 2, -length / 2, width / 2, 0.2
     body = [
@@ -163,7 +164,7 @@ def _vehicle(length: float, width: float, height: float, *, hood: float, trunk: 
 
 
 # --- people -------------------------------------------------------------------------------------------------------
-def _pedestrian(stride: float, swing: float) -> Template:
+def _pedestrian(stride: Number, swing: Number) -> Template:
     """Someone 1.75 m tall; ``stride`` metres between the feet, ``swing`` of the hands."""
     parts = [blob((0.02, 0, 1.62), (0.1, 0.09, 0.13), SKIN), limb((0, 0, 1.42), (0, 0, 1.55), (0.06, 0.06), SKIN)]
     parts.append(limb((0, 0, 0.85), (0, 0, 1.45), (0.17, 0.2), CLOTH, sides=8))
@@ -179,7 +180,7 @@ def _pedestrian(stride: float, swing: float) -> Template:
     return fitted(parts)
 
 
-def _cyclist(pedal: float, lean: float) -> Template:
+def _cyclist(pedal: Number, lean: Number) -> Template:
     """A rider on a bicycle; ``pedal`` is the crank's angle, ``lean`` metres of the shoulders in front of the saddle."""
     radius, hub = 0.34, 0.52  # of a wheel, its distance from the middle
     parts: list[Mesh] = []
@@ -210,7 +211,7 @@ def _cyclist(pedal: float, lean: float) -> Template:
     return fitted(parts)
 
 
-def _leaves(num: int, size: float, shape: Sequence[float], *, seed: int) -> Mesh:
+def _leaves(num: int, size: Number, shape: Vector, *, seed: int) -> Mesh:
     """Triangles strewn through an ellipsoid around the origin, which lets some pulses through."""
     random = np.random.default_rng(seed)
     direction = random.normal(size=(num, 3))
@@ -220,7 +221,7 @@ def _leaves(num: int, size: float, shape: Sequence[float], *, seed: int) -> Mesh
     return mesh(corners, np.arange(3 * num).reshape(-1, 3).tolist(), FOLIAGE)
 
 
-def _raised(part: Mesh, height: float) -> Mesh:
+def _raised(part: Mesh, height: Number) -> Mesh:
     return part._replace(vertices=part.vertices + np.float32((0, 0, height)))
 
 

@@ -137,7 +137,7 @@ def _labels(
     rows = np.concatenate([labelled, ignored])
     is_box = np.arange(len(rows)) < len(labelled)
 
-    def fill(values: np.ndarray, filler: float) -> np.ndarray:
+    def fill(values: np.ndarray, filler: int | float) -> np.ndarray:
         return np.where(is_box if values.ndim == 1 else is_box[:, None], values, filler)
 
     return Objects(

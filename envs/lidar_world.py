@@ -24,6 +24,7 @@ from envs.lidar_meshes import (
     SEE_THROUGH,
     WALL,
     Mesh,
+    Number,
     box,
     join,
     labelled_templates,
@@ -61,14 +62,14 @@ class World(NamedTuple):
 class Street(NamedTuple):
     """The plan, all in metres and the street's own frame."""
 
-    angle: float  # radians, of the street against the car
-    slope: tuple[float, float]  # rise a metre along s and t
-    right: float  # t of the right kerb
+    angle: Number  # radians, of the street against the car
+    slope: tuple[Number, Number]  # rise a metre along s and t
+    right: Number  # t of the right kerb
     left: float
     parking: tuple[bool, bool]  # whether cars park along the right, the left kerb
-    pavement: tuple[float, float]  # width right, left
-    kerb: float  # height
-    crossing: tuple[float, float] | None  # from, to: s of the kerbs of a crossing road
+    pavement: tuple[Number, Number]  # width right, left
+    kerb: Number  # height
+    crossing: tuple[Number, Number] | None  # from, to: s of the kerbs of a crossing road
 
 
 class Placed(NamedTuple):
@@ -114,7 +115,9 @@ class _Sketch:
         self.kind: list[tuple[str, int]] = []
         self.rows: list[tuple[float, ...]] = []
 
-    def add(self, name: str, s: float, t: float, heading: float, *, need: tuple[float, float] = (0.8, 0.8)) -> None:
+    def add(
+        self, name: str, s: Number, t: Number, heading: Number, *, need: tuple[Number, Number] = (0.8, 0.8)
+    ) -> None:
         """Put down a labelled type with a size drawn for it, or scenery that needs so much of the ground."""
         random = self.random
         if name in _SIZES:
@@ -129,7 +132,7 @@ class _Sketch:
     def vehicle(self) -> str:
         return "Van" if self.random.random() < 0.1 else "Car"
 
-    def along(self, start: float, end: float, gap: tuple[float, float]) -> list[float]:
+    def along(self, start: Number, end: Number, gap: tuple[Number, Number]) -> list[float]:
         """Places from ``start`` to ``end`` with gaps drawn from a range."""
         steps = self.random.uniform(*gap, size=int((end - start) / gap[0]) + 1)
         places = start + np.cumsum(steps)
@@ -147,7 +150,7 @@ def draw_things(random: np.random.Generator, street: Street) -> Placed:
     boxes[:, :2], boxes[:, 6], boxes[:, 3:6] = rows[:, :2], rows[:, 2], rows[:, 3:6] + (0.5, 0.3, 0.0)
     has_own_place = (np.abs(rows[:, 0]) > 4) | (np.abs(rows[:, 1]) > 2)  # not in the car with the sensor
     flat = torch.from_numpy(boxes)
-    clash = (bev_intersection(flat, flat) > 0).numpy()
+    clash = (bev_intersection(flat, flat) > 1e-6).numpy()  # m^2; rounding leaves traces
     stays = np.zeros(len(rows), dtype=bool)
     for i in range(len(rows)):
         stays[i] = has_own_place[i] and not (clash[i] & stays).any()

@@ -22,6 +22,7 @@ from worldmodels.geometry.overlap import bev_intersection
 from worldmodels.keys import BOX_CLASS, BOXES, NUM_POINTS, OBSERVATION, POINTS
 
 _CHUNK = 2**22  # entries of the points-by-boxes test held at once
+_TOUCH = 1e-3  # m^2 of ground that two objects may share: rounding leaves traces of boxes that only come close
 
 
 class PastedObjects(Wrapper):
@@ -97,9 +98,9 @@ class PastedObjects(Wrapper):
 
     def _touches(self, new: Tensor, wanted: Tensor, boxes: Tensor, is_box: Tensor) -> Tensor:
         """Which candidates [B, K] share ground with a box [B, M] or another wanted candidate."""
-        there = ((bev_intersection(new, boxes) > 0) & is_box[:, None]).any(2)
+        there = ((bev_intersection(new, boxes) > _TOUCH) & is_box[:, None]).any(2)
         same = torch.eye(new.shape[1], dtype=torch.bool, device=new.device)
-        return there | ((bev_intersection(new, new) > 0) & wanted[:, None] & ~same).any(2)
+        return there | ((bev_intersection(new, new) > _TOUCH) & wanted[:, None] & ~same).any(2)
 
     def _paste(self, obs: TensorDict, chosen: Tensor, is_pasted: Tensor) -> TensorDict:
         """New points [B, 1, P + max_added, C] and counts [B, 1]."""
