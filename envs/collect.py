@@ -10,22 +10,16 @@ stay on disk in a hidden folder until the end, so the same command goes on after
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,10 +27,11 @@ import numpy as np
 
 from envs.behavior import make_behavior, seed_episode
 from envs.ogbench_names import DATASETS, Dataset, find_dataset
-from worldmodels.files import DiskFullError, atomic_write_json
+from envs.parallel import disk_errors, exclusive, num_workers, run_jobs
+from envs.parallel import progress as progress_bar
+from worldmodels.files import atomic_write_json
 
 _PART_ROWS = {True: 5_000, False: 2_000}  # of a maze, of an arm: a few seconds of work at most
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def default_data_dir() -> Path:
@@ -73,11 +68,9 @@ def collect(
     if not facts.is_collectable:
         raise ValueError(needs_expert(facts, default_data_dir() if data_dir is None else Path(data_dir)))
     plan = _plan(facts, transitions=transitions, val_transitions=val_transitions, seed=seed)
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise ValueError(f"workers={workers}: at least one process is needed")
+    workers = num_workers(workers)
     folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder / f".{dataset}.lock"):
             return _collect(facts, plan, folder, workers=workers, progress=progress)
@@ -134,7 +127,8 @@ def _collect(facts: Dataset, plan: _Plan, folder: Path, *, workers: int, progres
         stale.unlink()
     missing = [part for part in plan.parts if not (parts_folder / part.file_name).exists()]
     started = time.time()
-    with _bar(facts.name, plan, missing, is_shown=progress) as advance:
+    total, todo = (sum(sum(part.steps) for part in parts) for parts in (plan.parts, missing))
+    with progress_bar(facts.name, total=total, done=total - todo, unit="transitions", is_shown=progress) as advance:
         _run(facts, plan, missing, parts_folder, workers=workers, advance=advance)
     for split, path in (("val", folder / f"{facts.name}-val.npz"), ("train", final)):
         parts = [parts_folder / part.file_name for part in plan.parts if part.split == split]
@@ -149,53 +143,27 @@ def _collect(facts: Dataset, plan: _Plan, folder: Path, *, workers: int, progres
 
 def _run(facts: Dataset, plan: _Plan, missing: list[_Part], folder: Path, *, workers: int, advance: Any) -> None:
     """Make the missing parts in ``workers`` processes. Ctrl-C ends them within one part."""
-    if not missing:
-        return
-    pool = ProcessPoolExecutor(
-        min(workers, len(missing)),
-        mp_context=get_context("spawn"),  # a forked process would share MuJoCo's and torch's threads
-        initializer=_start_worker,
-        initargs=(facts.name,),
+    run_jobs(
+        _make_part,
+        [(part, plan.settings["seed"], str(folder)) for part in missing],
+        workers=workers,
+        advance=lambda job: advance(sum(missing[job].steps)),
+        name=facts.name,
+        prepare=_start_worker,
+        prepare_arguments=(facts.name,),
     )
-    try:
-        jobs: dict[Future[None], _Part] = {
-            pool.submit(_make_part, part, plan.settings["seed"], str(folder)): part for part in missing
-        }
-        waiting = set(jobs)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for job in done:
-                job.result()
-                advance(sum(jobs[job].steps))
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            f"a worker collecting {facts.name} was killed, perhaps for lack of memory. The same command goes on from "
-            f"here; use fewer workers if it happens again"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 _behavior: Any = None  # of this worker process: building an environment takes a second
 
 
 def _start_worker(dataset: str) -> None:
-    import signal
     import warnings
 
     warnings.filterwarnings("ignore", message=".*precision lowered.*")  # gymnasium, on every action space of ogbench
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     os.environ["MUJOCO_GL"] = "disabled"  # states only: no renderer needed
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     global _behavior
     _behavior = make_behavior(find_dataset(dataset))
-
-
-def _die_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _make_part(part: _Part, seed: int, folder: str) -> None:
@@ -304,62 +272,6 @@ def _replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFullError(
-            f"cannot write to {folder}: {os.strerror(error.errno)}. Free some space and repeat the command: finished "
-            f"parts are kept"
-        ) from error
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Let one process at a time fetch a data set; others wait, then find it finished. ``path`` is the lock file."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once would do the work twice, with the same result
-        yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    # The empty file stays: deleting it would let a third process lock a new file of the same name.
-
-
-@contextmanager
-def _bar(name: str, plan: _Plan, missing: list[_Part], *, is_shown: bool) -> Iterator[Any]:
-    """Progress over transitions on stderr: a bar on a terminal, a line every half minute in a log file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    total = sum(sum(part.steps) for part in plan.parts)
-    todo = sum(sum(part.steps) for part in missing)
-    console = Console(stderr=True, quiet=not is_shown)
-    started = last = time.monotonic()
-    made = 0
-    columns = (TextColumn("collecting {task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task(name, total=total, completed=total - todo, rate="")
-
-        def advance(count: int) -> None:
-            nonlocal made, last
-            made += count
-            now = time.monotonic()
-            rate = made / max(now - started, 1e-9)
-            bar.update(task, advance=count, rate=f"{rate:,.0f} transitions/s")
-            if not console.is_terminal and (now - last > 30 or made == todo):
-                last = now
-                left = math.ceil((todo - made) / rate)
-                console.print(f"{name}: {total - todo + made:,} of {total:,}, {rate:,.0f} a second, {left} s left")
-
-        yield advance
 
 
 def _main(arguments: list[str]) -> int:

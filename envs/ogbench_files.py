@@ -19,8 +19,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from envs.collect import collect, default_data_dir, exclusive, needs_expert
+from envs.collect import collect, default_data_dir, needs_expert
 from envs.ogbench_names import Dataset
+from envs.parallel import exclusive
 
 PHYSICS_KEYS = ("qpos", "qvel", "button_states")
 _PROBE_SECONDS = 5  # how long to wait for the download server before doing without it

@@ -17,6 +17,7 @@ from envs import collect as module
 from envs.behavior import make_behavior, seed_episode
 from envs.collect import collect
 from envs.ogbench_names import DATASETS, find_dataset
+from worldmodels.files import DiskFullError
 
 MAZE = "pointmaze-medium-stitch-v0"  # as the fixture ``maze``
 
@@ -214,7 +215,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module, "_join", full)
-    with pytest.raises(module.DiskFullError, match="finished parts are kept"):
+    with pytest.raises(DiskFullError, match="finished parts are kept"):
         collect(MAZE, data_dir=tmp_path, transitions=200, val_transitions=50, workers=1, progress=False)
     assert not list(tmp_path.glob("*.npz"))
     assert list(tmp_path.glob(".*.parts-*/*.npz"))
