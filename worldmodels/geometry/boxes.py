@@ -12,7 +12,7 @@ from torch import Tensor
 CORNERS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
 
 
-def wrap(angle: Tensor, offset: float, period: float) -> Tensor:
+def wrap(angle: Tensor, offset: int | float, period: int | float) -> Tensor:
     """Bring ``angle`` into [-offset * period, (1 - offset) * period): offset 0.5 centres the range on 0."""
     return angle - torch.floor(angle / period + offset) * period
 
