@@ -169,7 +169,7 @@ class Calibration:
         high = np.where(seen[..., None], pixels, -np.inf).max(1, initial=-np.inf)
         limit = np.array([image_size[1] - 1.0, image_size[0] - 1.0])
         rectangles = np.concatenate([np.clip(low, 0, limit), np.clip(high, 0, limit)], 1)
-        return np.where(seen.any(1)[:, None], rectangles, 0.0)
+        return np.where(seen.any(1, keepdims=True), rectangles, 0.0)
 
 
 def corners_of(boxes: np.ndarray) -> np.ndarray:

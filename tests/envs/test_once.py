@@ -1,0 +1,88 @@
+"""A tiny folder in ONCE's layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator
+
+from envs.once import Once
+from envs.paste import PastedObjects
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two sequences of three frames; in each, every second frame has a car and a bus around ten points each."""
+    random = np.random.default_rng(0)
+    (tmp_path / "ImageSets").mkdir()
+    for sequence, split in (("000076", "train"), ("000080", "val")):
+        scans = tmp_path / f"data/{sequence}/lidar_roof"
+        scans.mkdir(parents=True)
+        frames = []
+        for i in range(3):
+            boxes = [[10.0 + i, -3, -0.8, 4.4, 1.9, 1.6, 0.4], [-20, 5, 0, 11.1, 2.9, 3.4, 3.0]]
+            xyz = np.concatenate(
+                [random.uniform(-40, 40, (100, 3)) * (1, 1, 0) - (0, 0, 3)]
+                + [np.array(box[:3]) + random.uniform(-0.5, 0.5, (10, 3)) for box in boxes]
+            )
+            np.concatenate([xyz, random.uniform(0, 1, (120, 1))], 1).astype("<f4").tofile(scans / f"16{i}.bin")
+            frame = {"frame_id": f"16{i}", "pose": [0] * 7}
+            frames.append(frame if i == 1 else {**frame, "annos": {"names": ["Car", "Bus"], "boxes_3d": boxes}})
+        (tmp_path / f"data/{sequence}/{sequence}.json").write_text(json.dumps({"calib": {}, "frames": frames}))
+        (tmp_path / f"ImageSets/{split}.txt").write_text(f"{sequence}\n")
+    return tmp_path
+
+
+def test_rows_are_those_of_any_labelled_scan(folder: Path) -> None:
+    source = Once(data_dir=folder)
+    assert source.frames("train").names == ["000076/160", "000076/162"]
+    assert source.frames("val").names == ["000080/160", "000080/162"]
+    assert source.notes == ["2 frames without boxes were left out"]
+    batch = source.sample(4, 1, Generator().manual_seed(0))
+    assert source.spec.expand(4, 1).is_in(batch)
+    frame = source.frames("train")[1]
+    torch.testing.assert_close(frame.boxes[0], torch.tensor([12.0, -3, -0.8, 4.4, 1.9, 1.6, 0.4]))
+    assert frame.box_class.tolist() == [0, 1]
+    assert frame.calibration is None
+    assert source.objects().num_points.tolist() == [10] * 4
+    assert len(PastedObjects(source, counts={"Bus": 2}).sample(2, 1, Generator().manual_seed(0))) == 2
+
+
+def test_pretraining_uses_every_frame_and_no_box(folder: Path) -> None:
+    source = Once(data_dir=folder, is_labelled=False)
+    assert len(source.frames("train")) == 3
+    assert (source.sample(4, 1, Generator().manual_seed(0))["box_class"] == -1).all()
+    assert len(Once(data_dir=folder, is_labelled=False, label_fraction=0.7).frames("train")) == 2
+    other = Once(data_dir=folder, classes=["Car"], splits={"train": "val"})
+    assert "2 objects of the type Bus were left out" in other.notes
+
+
+def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"env.data_dir is null"):
+        Once(data_dir=None)
+    with pytest.raises(FileNotFoundError, match=r"there is no ONCE data; it needs ImageSets"):
+        Once(data_dir=tmp_path / "none")
+    with pytest.raises(ValueError, match=r"ONCE has no Van"):
+        Once(data_dir=folder, classes=["Van"])
+    with pytest.raises(FileNotFoundError, match=r"raw_small.txt: there is no such file"):
+        Once(data_dir=folder, splits={"train": "raw_small"})
+    path = folder / "data/000076/000076.json"
+    whole = json.loads(path.read_text())
+    whole["frames"][0]["annos"]["names"] = ["Car"]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"frame 000076/160: 1 names but 2 boxes_3d"):
+        Once(data_dir=folder)
+    whole["frames"][0]["annos"] = {"names": ["Car"], "boxes_3d": [[1, 1, 1, 4, 0, 1, 0]]}
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match=r"must be finite, with positive length"):
+        Once(data_dir=folder)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"000076.json must hold"):
+        Once(data_dir=folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"000076.json: there is no such file"):
+        Once(data_dir=folder)
