@@ -161,17 +161,17 @@ def draw_things(random: np.random.Generator, street: Street) -> Placed:
 def _draw_traffic(sketch: _Sketch) -> None:
     random, street = sketch.random, sketch.street
     oncoming = street.left - (2.2 if street.parking[1] else 0.4) - 1.65
-    for s in sketch.along(random.uniform(5, 25), 70, (12, 50)):
+    for s in sketch.along(random.uniform(5, 25), 70, (14, 70)):
         sketch.add(sketch.vehicle(), s, random.normal(0, 0.2), random.normal(0, 0.03))
-    for s in sketch.along(random.uniform(-30, 0), 70, (14, 50)):
+    for s in sketch.along(random.uniform(-30, 0), 70, (20, 80)):
         sketch.add(sketch.vehicle(), s, oncoming + random.normal(0, 0.2), np.pi + random.normal(0, 0.03))
     if street.crossing is not None:
         middle, width = sum(street.crossing) / 2, street.crossing[1] - street.crossing[0]
         for side, heading in ((0.25, np.pi / 2), (-0.25, -np.pi / 2)):
-            for t in sketch.along(-30, 30, (9, 60)):
+            for t in sketch.along(-30, 30, (12, 70)):
                 sketch.add(sketch.vehicle(), middle + side * width, t, heading + random.normal(0, 0.06))
     for is_used, t, heading in zip(street.parking, (street.right + 1.1, street.left - 1.1), (0.0, np.pi), strict=True):
-        for s in sketch.along(-30, 60, (6, 20)) if is_used else ():
+        for s in sketch.along(-30, 60, (6, 32)) if is_used else ():
             turned = np.pi * (random.random() < 0.15)  # some park against their side
             sketch.add(sketch.vehicle(), s, t + random.normal(0, 0.1), heading + turned + random.normal(0, 0.03))
 
@@ -188,7 +188,7 @@ def _draw_people(sketch: _Sketch) -> None:
             t = street.left + off if is_left else street.right - off
             heading = random.choice((0.0, np.pi))
         sketch.add("Pedestrian", s, t, heading + random.normal(0, 0.35))
-    for _ in range(int(random.choice((0, 1, 2, 3), p=(0.25, 0.35, 0.25, 0.15)))):
+    for _ in range(int(random.choice((0, 1, 2, 3), p=(0.2, 0.3, 0.3, 0.2)))):
         s, is_left = random.uniform(6, 45), random.random() < 0.5
         lane = (2.5 if street.parking[int(is_left)] else 0.7) + random.uniform(0, 0.5)
         t = street.left - lane if is_left else street.right + lane
@@ -274,8 +274,8 @@ def buildings(random: np.random.Generator, street: Street) -> list[Mesh]:
         s = -FAR
         while s < FAR:
             width, depth, tall = random.uniform(8, 22), random.uniform(8, 14), random.uniform(5, 14)
-            front = edge + side * (random.uniform(1.0, 9.0))
-            is_there = random.random() < 0.75
+            front = edge + side * (random.uniform(0.5, 7.0))
+            is_there = random.random() < 0.9
             if street.crossing is not None:
                 is_there &= s + width < street.crossing[0] - 2 or s > street.crossing[1] + 2
             if is_there:
