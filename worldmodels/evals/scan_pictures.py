@@ -16,8 +16,8 @@ _LINES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4)
 def bev_picture(
     points: np.ndarray,
     *,
-    low: Sequence[float],
-    high: Sequence[float],
+    low: Sequence[int | float],
+    high: Sequence[int | float],
     truth: np.ndarray,
     boxes: np.ndarray,
     scores: np.ndarray,
@@ -60,7 +60,9 @@ def outlines(boxes: np.ndarray) -> np.ndarray:
     return turned + boxes[:, None, :2]
 
 
-def map_picture(colors: np.ndarray, *, low: Sequence[float], high: Sequence[float], title: str = "") -> bytes:
+def map_picture(
+    colors: np.ndarray, *, low: Sequence[int | float], high: Sequence[int | float], title: str = ""
+) -> bytes:
     """A map [Y, X, 3] of colours in 0..1 from above, forward upwards; a PNG file."""
     depth, width = high[0] - low[0], high[1] - low[1]
     figure = new_figure(4.2, 4.2 * depth / width + 0.3, dpi=110)
