@@ -13,7 +13,6 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from envs.kitti import Kitti
-from envs.toy import ToyEnv
 from perception.detection.kitti_ap import evaluate
 from tests.kitti_folder import write_kitti
 from tests.systems import composed
@@ -81,8 +80,8 @@ def test_result_files_are_what_other_evaluators_read(source):
 
 
 def test_bad_sources_and_objectives_are_named(source):
-    with pytest.raises(ValueError, match="detection needs labelled scans; ToyEnv has none"):
-        DetectionScore(source=ToyEnv(), every=0)
+    with pytest.raises(ValueError, match="detection needs labelled scans; Toy has none"):
+        DetectionScore(source=build.build_source(composed("agent=td_jepa"), torch.device("cpu")), every=0)
     with pytest.raises(ValueError, match="needs an objective that detects"):
         DetectionScore(source=source, every=0)(build_small("ad_l_jepa", source), 0)
 
