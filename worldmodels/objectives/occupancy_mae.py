@@ -36,6 +36,8 @@ class OccupancyMAE(Objective):
     """
 
     window = 1
+    ratios: Tensor
+    distances: Tensor
 
     def __init__(
         self,
