@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Generator, Tensor
+from torch import Tensor
 
 from worldmodels.core import Policy
 from worldmodels.keys import ACTION, NOISE, OBSERVATION, PHYSICS, REWARD, TASK, TERMINATED
@@ -114,8 +114,7 @@ def rollout(
     envs: Mapping[str, Any],
     policy: Policy,
     *,
-    generator: Generator,
-    action_dim: int,
+    noise: Callable[[], Tensor],
     action_chunk: int = 1,
     device: torch.device,
     z: Mapping[str, Tensor] | None = None,
@@ -127,10 +126,9 @@ def rollout(
 
     Args:
         envs: {task: environment with E rows}; they are reset here and not closed.
-        policy: called with "observation", "z" [N, d] if given, and "noise", "action" [N, A], standard normal: all the
-            randomness an actor may use.
-        generator: of that noise, on the CPU; so a rollout does not depend on the device.
-        action_dim: A, of a whole chunk.
+        policy: called with "observation", "z" [N, d] if given, and "noise", "action" [N, A]: all the randomness that an
+            actor may use; A is that of a whole chunk.
+        noise: draws it, standard normal, on the CPU; so a rollout does not depend on the device.
         action_chunk: h, steps that one call of the policy decides; they are played without looking.
         device: of the policy.
         z: {task: [d]}, the same for all episodes of a task.
@@ -154,9 +152,9 @@ def rollout(
         if step == NO_TIME_LIMIT:
             raise ValueError(f"no end after {NO_TIME_LIMIT} steps: the environment has no time limit; give max_steps")
         if step % action_chunk == 0:
-            noise = torch.randn(sum(sizes), action_dim, generator=generator)
             observation = torch.cat([task.now[OBSERVATION] for task in tasks.values()])
-            td = TensorDict({OBSERVATION: observation, NOISE: TensorDict({ACTION: noise}, [len(noise)])}, [len(noise)])
+            num = [len(observation)]
+            td = TensorDict({OBSERVATION: observation, NOISE: TensorDict({ACTION: noise()}, num)}, num)
             td = td.to(device)
             if task_vectors is not None:
                 td[TASK] = task_vectors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,22 +54,30 @@ def play(
     max_steps: int | None = None,
     is_filmed: bool = False,
 ) -> tuple[dict[str, Episodes], list[str]]:
-    """Roll out ``episodes`` episodes of every task, all at once, from start states that depend on ``seed`` only.
+    """Roll out ``episodes`` episodes of every task, all at once.
+
+    Start states and action noise of a task depend on ``seed`` only, not on the other tasks played.
 
     Returns:
         ({task: Episodes}, notes for the report).
     """
     envs: dict[str, Any] = {}
+    suite, generator, width = list(source.tasks.names), Generator().manual_seed(seed), source.spec[ACTION].shape[-1]
+    chosen = [suite.index(task) for task in tasks]
+
+    def noise() -> Tensor:
+        whole = torch.randn(len(suite), episodes, width, generator=generator)  # a task's is its own, whoever plays too
+        return whole[chosen].flatten(0, 1)
+
     try:
-        for index, task in enumerate(tasks):
+        for task, env_seed in env_seeds(source, tasks, seed).items():
             options = {} if judge is None else {"ends_on_success": False}  # the judge decides instead
             make = source.tasks.make
-            envs[task] = make(task, num_envs=episodes, seed=env_seed(seed, index), workers=workers, **options)
+            envs[task] = make(task, num_envs=episodes, seed=env_seed, workers=workers, **options)
         played = rollout(
             envs,
             policy,
-            generator=Generator().manual_seed(seed),
-            action_dim=source.spec[ACTION].shape[-1],
+            noise=noise,
             action_chunk=source.action_chunk,
             device=device,
             z=z,
@@ -83,9 +91,10 @@ def play(
     return played, list(dict.fromkeys(episodes.note for episodes in played.values() if episodes.note))
 
 
-def env_seed(seed: int, index: int) -> int:
-    """Seed of the environments of the ``index``-th task."""
-    return seed + 1_000 * (index + 1)
+def env_seeds(source: Any, tasks: Iterable[str], seed: int) -> dict[str, int]:
+    """Seed of the environments of each task, from its place in the benchmark."""
+    suite = list(source.tasks.names)
+    return {task: seed + 1_000 * (suite.index(task) + 1) for task in tasks}
 
 
 def score(played: Mapping[str, Episodes], *, seed: int) -> tuple[dict[str, float], list[str]]:
@@ -149,12 +158,12 @@ def draw(source: Any, played: Mapping[str, Episodes], goals: Mapping[str, Sequen
     return files
 
 
-def episode_list(played: Mapping[str, Episodes], *, seed: int) -> bytes:
+def episode_list(played: Mapping[str, Episodes], *, seeds: Mapping[str, int]) -> bytes:
     """The evaluation list as JSON: one entry an episode with its task, seed, start and outcome."""
     rows = []
-    for index, (task, episodes) in enumerate(played.items()):
+    for task, episodes in played.items():
         for i in range(len(episodes.returns)):
-            row: dict[str, Any] = {"task": task, "seed": env_seed(seed, index), "row": i}
+            row: dict[str, Any] = {"task": task, "seed": seeds[task], "row": i}
             if len(episodes.paths):
                 row["start"] = episodes.paths[0, i].tolist()
             if episodes.success is not None:
@@ -174,7 +183,7 @@ def result_of(
 ) -> TensorDict:
     """An evaluator's result: scores, the evaluation list, and pictures with these goals; None leaves pictures out."""
     metrics, more = score(played, seed=seed)
-    files = {"episodes.json": episode_list(played, seed=seed)}
+    files = {"episodes.json": episode_list(played, seeds=env_seeds(source, played, seed))}
     if goals is not None:
         files |= draw(source, played, goals)
     return pack(metrics, files=files, notes=[*notes, *more])

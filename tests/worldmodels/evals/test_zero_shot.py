@@ -66,6 +66,17 @@ def test_evaluation_is_repeatable_and_leaves_no_trace(room, walker):
     assert other.files["episodes.json"] != first.files["episodes.json"]
 
 
+def test_a_task_alone_plays_the_episodes_it_plays_among_others(room, walker):
+    walker.noise_scale = 2.0
+    results = [
+        unpack(ZeroShotEvaluator(source=room, every=1, episodes=5, tasks=t)(walker, 0)) for t in (None, ["west"])
+    ]
+    among, alone = (
+        [row for row in json.loads(result.files["episodes.json"]) if row["task"] == "west"] for result in results
+    )
+    assert alone == among
+
+
 def test_episodes_solved_at_the_start_do_not_count(make_room, walker):
     source = make_room(("here", "east"))
     result = unpack(ZeroShotEvaluator(source=source, every=1, episodes=20)(walker, 0))
