@@ -28,6 +28,8 @@ class Named:
     types: Mapping[str, str] = field(default_factory=dict)
     unit: float = 1.0
     """The target is divided by this."""
+    task: str | None = None
+    """What the target is, where its values do not tell: 1,000 classes are numbers in a file."""
 
 
 NAMED: dict[str, Named] = {
@@ -42,9 +44,9 @@ NAMED: dict[str, Named] = {
     "jannis": Named(
         "class", ("jannis.csv", "jannis.csv.gz", "jannis_valtest.csv.gz"), openml=41168, split_column="rtdl_split"
     ),
-    "higgs": Named("class", ("higgs.csv", "higgs.csv.gz"), openml=23512),
-    "helena": Named("class", ("helena.csv", "helena.csv.gz"), openml=41169),
-    "aloi": Named("target", ("aloi.csv", "aloi.csv.gz"), openml=42396),
+    "higgs": Named("class", ("higgs.csv", "higgs.csv.gz"), openml=23512, task="classification"),
+    "helena": Named("class", ("helena.csv", "helena.csv.gz"), openml=41169, task="classification"),
+    "aloi": Named("target", ("aloi.csv", "aloi.csv.gz"), openml=42396, task="classification"),
     "digits": Named("target", bundled="load_digits"),
     "breast_cancer": Named("target", bundled="load_breast_cancer"),
     "wine": Named("target", bundled="load_wine"),

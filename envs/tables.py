@@ -84,7 +84,7 @@ class Tables:
             split_column = own_split
         rows = split_rows(frame, split_column, val_share=val_share, test_share=test_share, seed=split_seed)
         frame = frame.drop(columns=[c for c in {split_column, own_split} if c])
-        self.task, values, self.classes = encode_target(labels, task=task)
+        self.task, values, self.classes = encode_target(labels, task=task or facts.task)
         values = values / facts.unit if self.task == "regression" else values
 
         kinds = {**{k: v for k, v in facts.types.items() if k in frame.columns}, **(types or {})}

@@ -12,7 +12,7 @@ pd = pytest.importorskip("pandas", reason="needs the tabular extra: pip install 
 pytest.importorskip("sklearn", reason="needs the tabular extra: pip install 'worldmodels[tabular]'")
 
 from envs.table_columns import Columns, TablePreprocessor, encode_target, infer_columns  # noqa: E402
-from envs.table_files import read_table  # noqa: E402
+from envs.table_files import NAMED, read_table  # noqa: E402
 from envs.tables import Tables  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[3] / "shared/data/tabular"
@@ -178,6 +178,21 @@ def test_embedded_tables_need_no_network():
     assert table.num_classes == 10
     assert isinstance(table.columns, Columns)
     assert len(table.notes) == 3  # pixels that are always white
+
+
+@pytest.mark.parametrize(("name", "columns", "classes"), [("helena", 27, 100), ("aloi", 128, 1000), ("higgs", 28, 2)])
+def test_other_named_tables_load_from_a_folder(name, columns, classes, tmp_path):
+    """Their files hold numbers and a column of classes; these are made up, in that layout."""
+    random = np.random.default_rng(0)
+    rows = pd.DataFrame(random.normal(size=(4 * classes + 40, columns)), columns=[f"V{i}" for i in range(columns)])
+    if name == "higgs":  # its one incomplete row
+        rows.iloc[-1, 5] = np.nan
+    rows[NAMED[name].target] = np.arange(len(rows)) % classes
+    rows.to_csv(tmp_path / f"{name}.csv.gz", index=False)
+    table = Tables(dataset=name, data_dir=tmp_path, download=False)
+    assert (len(table.columns.numerical), len(table.columns.categorical)) == (columns, 0)
+    assert table.num_classes == classes
+    assert len(table.part("test").obs) == len(table.part("val").obs) == int(0.1 * len(rows))
 
 
 @shared
