@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tensordict import TensorDict
-from torch import Tensor
 
+from perception.detection.decoding import Detections
 from perception.detection.kitti_ap import CLASSES, count_objects, evaluate
 from worldmodels.core import Objective
 from worldmodels.evals.results import judging, pack
@@ -22,19 +22,11 @@ DIFFICULTIES = ("easy", "moderate", "hard")
 MAIN = "moderate"
 
 
-class Found(NamedTuple):
-    """Detections of a batch, best first; padded."""
-
-    boxes: Tensor  # [B, K, 7]
-    scores: Tensor  # [B, K]
-    labels: Tensor  # int64 [B, K], -1 is padding
-
-
 @runtime_checkable
 class Detects(Protocol):
     """Finds boxes."""
 
-    def detect(self, obs: TensorDict) -> Found:
+    def detect(self, obs: TensorDict) -> Detections:
         """Boxes, scores and classes of scans, batch size [B]."""
         ...
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from worldmodels.evals.pictures import new_figure, png
+from worldmodels.geometry.boxes import corners, footprint
 
 TRUTH, FOUND = "#1a9850", "#e8590c"
 _LINES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
@@ -53,11 +55,9 @@ def bev_picture(
 
 def outlines(boxes: np.ndarray) -> np.ndarray:
     """Closed outlines of boxes [N, 7] from above, with a tick from the centre to the front: [N, 7, 2]."""
-    shape = np.array([(0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (0.5, 0.0), (0.0, 0.0)])
-    local = shape * boxes[:, None, 3:5]
-    cos, sin = np.cos(boxes[:, None, 6]), np.sin(boxes[:, None, 6])
-    turned = np.stack([cos * local[..., 0] - sin * local[..., 1], sin * local[..., 0] + cos * local[..., 1]], -1)
-    return turned + boxes[:, None, :2]
+    plane = footprint(torch.from_numpy(boxes)).numpy()  # [N, 4, 2], front left, rear left, rear right, front right
+    front = (plane[:, :1] + plane[:, 3:]) / 2
+    return np.concatenate([plane, plane[:, :1], front, boxes[:, None, :2]], 1)
 
 
 def map_picture(
@@ -94,9 +94,5 @@ def scene_html(points: np.ndarray, *, truth: np.ndarray, boxes: np.ndarray, scor
 
 def wires(boxes: np.ndarray) -> np.ndarray:
     """Edges of boxes [N, 7] as one line with gaps (NaN): [36 N, 3]."""
-    outline = outlines(boxes)[:, :4]  # [N, 4, 2]
-    bottom, top = boxes[:, 2] - boxes[:, 5] / 2, boxes[:, 2] + boxes[:, 5] / 2
-    heights = np.stack([bottom, top], 1).repeat(4, 1)[..., None]  # [N, 8, 1]
-    corners = np.concatenate([np.concatenate([outline, outline], 1), heights], -1)  # [N, 8, 3]
-    edges = corners[:, np.array(_LINES)]  # [N, 12, 2, 3]
+    edges = corners(torch.from_numpy(boxes)).numpy()[:, np.array(_LINES)]  # [N, 12, 2, 3]
     return np.concatenate([edges, np.full_like(edges[:, :, :1], np.nan)], 2).reshape(-1, 3)

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
+from perception.detection.decoding import Detections
 from worldmodels.core import Encoder, Objective, Phase, Transform
 from worldmodels.keys import BOX_CLASS, BOXES, LOSS, OBSERVATION, POOLED, STAT, VOXELS
 
@@ -68,8 +69,8 @@ class LidarDetection(Objective):
         return TensorDict({LOSS: losses, STAT: {"boxes": (batch[BOX_CLASS] >= 0).float().sum() / len(batch)}})
 
     @torch.no_grad()
-    def detect(self, obs: TensorDict) -> Any:
-        """Boxes [B, K, 7], scores [B, K] and classes [B, K] of scans, -1 for padding."""
+    def detect(self, obs: TensorDict) -> Detections:
+        """What the detector finds in scans, batch size [B]."""
         return self.detector.decode(self.detector(self.encoder.bev(obs)))
 
     @torch.no_grad()

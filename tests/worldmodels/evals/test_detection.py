@@ -13,13 +13,14 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from envs.kitti import Kitti
+from perception.detection.decoding import Detections
 from perception.detection.kitti_ap import evaluate
 from tests.kitti_folder import write_kitti
 from tests.systems import composed
 from worldmodels import build
 from worldmodels.core import Objective, Phase
 from worldmodels.evals.bev_maps import BEVMaps, principal_colors
-from worldmodels.evals.detection import DetectionScore, Found
+from worldmodels.evals.detection import DetectionScore
 from worldmodels.evals.results import unpack
 from worldmodels.evals.scan_pictures import outlines, wires
 from worldmodels.formats.kitti_text import parse_objects
@@ -41,7 +42,7 @@ class Oracle(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return ()
 
-    def detect(self, obs: TensorDict) -> Found:
+    def detect(self, obs: TensorDict) -> Detections:
         boxes, scores, labels = torch.zeros(len(obs), 9, 7), torch.zeros(len(obs), 9), torch.full((len(obs), 9), -1)
         for row, num in enumerate(obs[NUM_POINTS].tolist()):
             (frame,) = (frame for frame in self.frames if len(frame.points) == num)
@@ -49,7 +50,7 @@ class Oracle(Objective):
             boxes[row, :count], labels[row, :count] = frame.boxes, frame.box_class
             boxes[row, :count, 0] += self.shift
             scores[row, :count] = torch.linspace(0.9, 0.5, count)
-        return Found(boxes, scores, labels)
+        return Detections(boxes, scores, labels)
 
 
 @pytest.fixture
