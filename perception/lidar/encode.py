@@ -123,14 +123,18 @@ def normalized(x: Tensor, gain: Tensor, bias: Tensor, mean: Tensor, variance: Te
 
 
 class Densify(torch.autograd.Function):
-    """Sites [N, C] to [B, C Z, Y, X]: the fresh tensor is written, and its gradient read, at the sites only."""
+    """Sites [N, C] to [B, C Z, Y, X]: the fresh tensor is written, and its gradient read, at the sites only.
+
+    Channels lie next to each other in memory (channels_last), as in the tokens [B, Y X, C Z] that losses read: a copy
+    for each of their steps is spared, and 2D convolutions keep that order.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, indices: Tensor, batch_size: int, shape: tuple[int, int, int]) -> Tensor:
         """Scatter."""
         ctx.save_for_backward(indices)
         ctx.shape = shape
-        bev = features.new_zeros(batch_size, features.shape[1] * shape[0], *shape[1:])
+        bev = empty_bev(features, batch_size, features.shape[1] * shape[0], shape[1:]).zero_()
         Densify.sites(bev, shape).index_put_(indices.long().unbind(1), features)
         return bev
 
@@ -145,6 +149,12 @@ class Densify(torch.autograd.Function):
     def sites(bev: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """View of [B, C Z, Y, X] as [B, Z, Y, X, C]."""
         return bev.unflatten(1, (-1, shape[0])).permute(0, 2, 3, 4, 1)
+
+
+def empty_bev(like: Tensor, batch_size: int, channels: int, grid: Sequence[int]) -> Tensor:
+    """An unwritten map [B, D, Y, X]."""
+    size = (batch_size, channels, *grid)
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 # --- the same as one operator, for torch.compile --------------------------------------------------------------------
@@ -170,7 +180,7 @@ def encode_opaque(
 @encode_opaque.register_fake
 def _(features, coords, weights, means, variances, shape, train) -> tuple[Tensor, ...]:
     depth, height, width = final_shape(shape)
-    bev = features.new_empty(len(features), len(weights[-1]) * depth, height, width)
+    bev = empty_bev(features, len(features), len(weights[-1]) * depth, (height, width))
     is_active = features.new_empty(len(features), height, width, dtype=torch.bool)
     return bev, is_active, torch.empty_like(means), torch.empty_like(variances)
 
