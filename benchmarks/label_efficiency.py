@@ -195,7 +195,8 @@ def notes(results: Results, options: argparse.Namespace) -> list[str]:
     for init in options.inits:
         before = next((r for cell, r in results.items() if cell.init == init and cell.fraction is None), None)
         if before:
-            lines.append(f"- {LABELS[init]}: {amount(before)} on all {before.frames} training frames, without labels.")
+            use = "without labels" if before.config.get("relabel") is None else "with labelled objects pasted in"
+            lines.append(f"- {LABELS[init]}: {amount(before)} on all {before.frames} training frames, {use}.")
     truth = first.ap("3d", "_of_truth")
     best = ", ".join(f"{name} {value:.1f}" for name, value in truth.items())
     return [
