@@ -1,67 +1,170 @@
-"""Ordinary runs as the cells of a table, made if they are not there yet: a table can be stopped and taken up again."""
+"""What tables of runs share: ordinary runs as cells, made if they are not there yet; arguments, numbers, and files.
+
+A table can be stopped (Ctrl-C, SIGTERM) and taken up again: cells that run write a checkpoint, finished ones are kept.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import itertools
 import json
 import multiprocessing
 import shlex
+import signal
 import statistics
 import sys
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_module
 
 from worldmodels.cli import choose_renderer
+from worldmodels.environment import versions
+from worldmodels.files import atomic_write
 
+C = TypeVar("C", bound=tuple[Any, ...])
 T = TypeVar("T")
 RESULTS = Path(__file__).resolve().parent / "results"
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether ``folder`` holds a run that reached its last step."""
+def table_parser(doc: str | None, *, runs: str, settings: str = "every run") -> argparse.ArgumentParser:
+    """Arguments of every table.
+
+    Args:
+        doc: of the script. runs: the folder below runs/ that holds the cells. settings: what those after -- are for.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each")
+    parser.add_argument("--runs", type=Path, default=Path("runs") / runs, help="where the runs are")
+    parser.add_argument("--out", type=Path, default=None, help="folder of table and picture, instead of the project's")
+    parser.add_argument("settings", nargs="*", help=f"settings of {settings}, after --")
+    return parser
+
+
+def finished(folder: Path) -> dict[str, Any] | None:
+    """Summary of the run in ``folder``; None if there is none that reached its last step."""
     path = folder / "summary.json"
-    return path.is_file() and json.loads(path.read_text())["is_finished"]
+    found = json.loads(path.read_text()) if path.is_file() else {"is_finished": False}
+    return found if found["is_finished"] else None
 
 
 def summary_of(folder: Path, *settings: str) -> dict[str, Any] | None:
-    """Summary of the run with ``settings`` in ``folder``, made in this process if it is not there; None if it failed.
+    """Summary of the run with ``settings`` in ``folder``, made in this process if it is not there.
 
-    Call it through ``run_all`` to have several at a time: starting a process for each short run takes longer than the
-    run. Peak memory in such a summary is that of the process so far.
+    None if it failed or was stopped, which is told. Call it through ``run_all`` to have several at a time: starting a
+    process for each short run takes longer than the run. Peak memory in such a summary is that of the process so far.
     """
-    if not is_finished(folder):
-        choose_renderer()
-        from worldmodels.session import run
+    if found := finished(folder):
+        return found
+    choose_renderer()
+    from worldmodels.session import run
 
-        arguments = [*settings, f"run_dir={folder}"]
-        with initialize_config_module("conf", version_base="1.3"):
-            cfg = compose("config", arguments)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                run(cfg, command=shlex.join(["python", "-m", "worldmodels.run", *arguments]))
-        except Exception as error:  # one failed cell must not cost the others
-            print(f"{folder} failed: {type(error).__name__}: {error}", file=sys.stderr)
-            return None
-    return json.loads((folder / "summary.json").read_text())
-
-
-def run_all(function: Callable[..., T], cells: list[tuple[Any, ...]], options: Any, *, jobs: int) -> dict[Any, T]:
-    """``function(*cell, options)`` of every cell, in ``jobs`` processes."""
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = pool.map(function, *zip(*cells, strict=True), itertools.repeat(options))
-        return dict(zip(cells, found, strict=True))
+    arguments = [*settings, f"run_dir={folder}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", arguments)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            run(cfg, command=shlex.join(["python", "-m", "worldmodels.run", *arguments]))
+    except Exception as error:  # one failed cell must not cost the others
+        print(f"{folder} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        return None
+    if not (found := finished(folder)):
+        print(f"{folder} was stopped; the same command goes on with it", file=sys.stderr)
+    return found
 
 
-def spread(values: list[float], *, scale: float = 100.0, digits: int = 0, is_error: bool = False) -> str:
+def run_all(
+    function: Callable[..., T],
+    cells: Sequence[C],
+    options: Any,
+    *,
+    jobs: int,
+    needs: Callable[[C], Sequence[C]] = lambda cell: (),
+) -> dict[C, T]:
+    """``function(*cell, options)`` of every cell, in ``jobs`` processes, in order.
+
+    A cell waits for those of ``cells`` that it ``needs``; later ones go first if they can.
+    """
+    waiting, found = list(cells), {}
+    running: dict[Future[T], C] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool, _workers_stop_too():
+        while waiting or running:
+            ready = [cell for cell in waiting if not any(n in waiting or n in running.values() for n in needs(cell))]
+            for cell in ready[: jobs - len(running)]:  # no more than run at once, so that nothing starts after a stop
+                waiting.remove(cell)
+                running[pool.submit(function, *cell, options)] = cell
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                found[running.pop(future)] = future.result()
+    return {cell: found[cell] for cell in cells}
+
+
+@contextlib.contextmanager
+def _workers_stop_too() -> Iterator[None]:
+    """On SIGTERM, which unlike Ctrl-C reaches one process only, the workers' runs write checkpoints and stop, too."""
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def last_metrics(summary: dict[str, Any], evaluator: str) -> dict[str, float]:
+    """Metrics of the last evaluation of that name."""
+    return summary["evaluations"][evaluator][-1]["metrics"]
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of ``values``; 0 for a single one, of which nothing is known."""
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def spread(values: Sequence[float], *, scale: float = 100.0, digits: int = 0, is_error: bool = False) -> str:
     """Mean of ``values`` and, in brackets, standard deviation or standard error of the mean; times ``scale``."""
     if len(values) < 2:
         return f"{scale * statistics.mean(values):.{digits}f}"
-    width = statistics.stdev(values) / (len(values) ** 0.5 if is_error else 1)
+    width = standard_error(values) if is_error else statistics.stdev(values)
     return f"{scale * statistics.mean(values):.{digits}f} ({scale * width:.{digits}f})"
+
+
+def mean_and_error(values: Sequence[float], *, scale: float = 1.0, digits: int) -> str:
+    """Mean and, in brackets, its standard error; a dash where there is none."""
+    return spread(values, scale=scale, digits=digits, is_error=True) if values else "-"
+
+
+def command(module: str) -> str:
+    """The line of a table that says how it was made."""
+    return f"Command: `{shlex.join(['python', '-m', f'benchmarks.{module}', *sys.argv[1:]])}`"
+
+
+def version_list(*packages: str) -> str:
+    """Versions of ``packages``, those that are installed."""
+    return ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
+
+
+def today() -> str:
+    """The date in a table's title and name."""
+    return time.strftime("%Y-%m-%d")
+
+
+def save_table(name: str, table: str, *, out: Path | None) -> None:
+    """Print a table and write it to benchmarks/results or the folder ``out``."""
+    atomic_write((out or RESULTS) / f"{name}-{today()}.md", table)
+    print(table)
+
+
+def save_figure(name: str, picture: bytes, *, out: Path | None) -> None:
+    """Write a PNG file to docs/figures or the folder ``out``."""
+    atomic_write((out or FIGURES) / f"{name}.png", picture)

@@ -10,16 +10,24 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.runs import FIGURES, RESULTS, run_all, spread, summary_of
-from worldmodels.environment import device_name, versions
+from benchmarks.runs import (
+    command,
+    run_all,
+    save_figure,
+    save_table,
+    spread,
+    summary_of,
+    table_parser,
+    today,
+    version_list,
+)
+from worldmodels.environment import device_name
 from worldmodels.evals.pictures import new_figure, png
-from worldmodels.files import atomic_write
 
 CURVES = {  # title: evaluator, metric
     "effective rank": ("collapse", "row/rankme"),
@@ -31,14 +39,10 @@ COLORS = {1: "#1f4e9c", 0: "#d73027"}
 
 def main() -> None:
     """Run what is missing, print, save and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table_parser(__doc__, runs="tabular_collapse")
     parser.add_argument("--data", default="california")
     parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--registers", nargs="+", type=int, default=[1, 0])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tabular_collapse"))
-    parser.add_argument("settings", nargs="*", help="settings of every run, after --")
     options = parser.parse_args()
     cells = [(num, seed) for seed in options.seeds for num in options.registers]
     summaries = {cell: found for cell, found in run_all(train, cells, options, jobs=options.jobs).items() if found}
@@ -49,10 +53,8 @@ def main() -> None:
     shown = {**CURVES, f"linear probe, {metric}": ("probe", f"row/{metric}")}
     curves = {title: {cell: series(s, *which) for cell, s in summaries.items()} for title, which in shown.items()}
     name = f"t_jepa_collapse_{options.data}"
-    atomic_write(FIGURES / f"{name}.png", picture(curves, options))
-    table = render(curves, options)
-    atomic_write(RESULTS / f"{name.replace('_', '-')}-{time.strftime('%Y-%m-%d')}.md", table)
-    print(table)
+    save_figure(name, picture(curves, options), out=options.out)
+    save_table(name.replace("_", "-"), render(curves, options), out=options.out)
 
 
 def train(num_registers: int, seed: int, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -89,13 +91,12 @@ def picture(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Nam
 def render(curves: dict[str, dict[tuple[int, int], Any]], options: argparse.Namespace) -> str:
     """First and last values in Markdown."""
     lines = [
-        f"# Collapse with and without [REG], {options.data}, {time.strftime('%Y-%m-%d')}",
+        f"# Collapse with and without [REG], {options.data}, {today()}",
         "",
-        f"Command: `python -m benchmarks.tabular_collapse {' '.join(sys.argv[1:])}`",
+        command("tabular_collapse"),
         "",
         f"- {device_name(torch.device('cpu'))}, one thread a run, {options.jobs} at a time.",
-        f"- {', '.join(f'{k} {v}' for k, v in versions().items() if k in ('python', 'torch'))}; "
-        f"seeds {', '.join(map(str, options.seeds))}.",
+        f"- {version_list('python', 'torch')}; seeds {', '.join(map(str, options.seeds))}.",
         "- Of all tokens of a row joined, at step 0 (untrained) and at the end; mean over seeds (standard deviation).",
         "",
         "| | " + " | ".join(f"{num} [REG], untrained | {num} [REG], trained" for num in options.registers) + " |",

@@ -18,14 +18,23 @@ from typing import Any
 
 import torch
 
-from benchmarks.runs import FIGURES, RESULTS, run_all, spread, summary_of
+from benchmarks.runs import (
+    mean_and_error,
+    run_all,
+    save_figure,
+    save_table,
+    summary_of,
+    table_parser,
+    today,
+    version_list,
+)
 from perception.tabular import FlatTable
 from worldmodels import build
-from worldmodels.environment import device_name, versions
+from worldmodels.environment import device_name
 from worldmodels.evals.pictures import new_figure, png
 from worldmodels.evals.probes import judged
 from worldmodels.evals.relevance import boosted_trees
-from worldmodels.files import atomic_write, atomic_write_json
+from worldmodels.files import atomic_write_json
 from worldmodels.keys import POOLED, TOKENS
 from worldmodels.pretrained import Embedded
 
@@ -37,16 +46,12 @@ MODELS = ("linear", "mlp", "resnet", "ft_transformer", "xgboost")
 
 def main() -> None:
     """Run what is missing, print and save the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table_parser(__doc__, runs="tabular_table", settings="every pre-training run")
     parser.add_argument("--data", nargs="+", default=["adult", "california", "jannis"])
     parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each")
-    parser.add_argument("--runs", type=Path, default=Path("runs/tabular_table"))
     parser.add_argument("--name", default="tabular", help="of the file in benchmarks/results")
     parser.add_argument("--downstream", nargs="*", default=[], help="settings of every downstream run: steps=1000 ...")
-    parser.add_argument("settings", nargs="*", help="settings of every pre-training run, after --")
     options = parser.parse_args()
     started = time.time()
     both = [(d, s) for s in options.seeds for d in options.data]
@@ -54,9 +59,8 @@ def main() -> None:
     cells = [(d, s, m, f) for d, s in both for m in options.models for f in features_of(m)]
     scores = run_all(score, cells, options, jobs=options.jobs)
     table = render(scores, options, hours=(time.time() - started) / 3600)
-    atomic_write(RESULTS / f"{options.name}-{time.strftime('%Y-%m-%d')}.md", table)
-    atomic_write(FIGURES / f"{options.name}.png", picture(scores, options))
-    print(table)
+    save_figure(options.name, picture(scores, options), out=options.out)
+    save_table(options.name, table, out=options.out)
 
 
 def features_of(model: str) -> tuple[str, ...]:
@@ -123,10 +127,10 @@ def render(scores: dict[tuple[str, int, str, str], Any], options: argparse.Names
     """The table in Markdown."""
     seeds = ", ".join(map(str, options.seeds))
     lines = [
-        f"# {options.name}: downstream scores on test rows, {time.strftime('%Y-%m-%d')}",
+        f"# {options.name}: downstream scores on test rows, {today()}",
         "",
         f"- {device_name(torch.device('cpu'))}, one thread a run, {options.jobs} at a time; {hours:.1f} h this time.",
-        f"- {', '.join(f'{k} {v}' for k, v in versions().items() if k in ('python', 'torch'))}; seeds {seeds}.",
+        f"- {version_list('python', 'torch')}; seeds {seeds}.",
         f"- Pre-training: `objective=t_jepa {' '.join(options.settings)}`; downstream: `objective=supervised "
         f"{' '.join(options.downstream)}`.",
         "- Mean over seeds (standard error). Accuracy and macro-F1 in %, higher is better; RMSE lower is better.",
@@ -141,7 +145,9 @@ def render(scores: dict[tuple[str, int, str, str], Any], options: argparse.Names
             names = {name for cells in rows.values() for cell in cells if cell for name in cell}
             for metric in sorted(names):
                 scale, digits = (1.0, 4) if metric == "rmse" else (100.0, 2)
-                cells = [mean_and_error([c[metric] for c in rows[f] if c], scale, digits) for f in FEATURES]
+                cells = [
+                    mean_and_error([c[metric] for c in rows[f] if c], scale=scale, digits=digits) for f in FEATURES
+                ]
                 lines.append(f"| {data} | {metric} | {model} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -168,11 +174,6 @@ def picture(scores: dict[tuple[str, int, str, str], Any], options: argparse.Name
         figure.axes[0].plot([], [], "o", color=COLORS[features], markersize=4, label=LABELS[features])
     figure.legend(loc="outside lower center", ncols=len(FEATURES), fontsize=8, frameon=False)
     return png(figure)
-
-
-def mean_and_error(values: list[float], scale: float, digits: int) -> str:
-    """Mean and, in brackets, its standard error; a dash where there is none."""
-    return spread(values, scale=scale, digits=digits, is_error=True) if values else "-"
 
 
 if __name__ == "__main__":

@@ -10,37 +10,37 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.runs import RESULTS, run_all, spread, summary_of
-from worldmodels.environment import device_name, versions
-from worldmodels.files import atomic_write
+from benchmarks.runs import (
+    command,
+    last_metrics,
+    run_all,
+    save_table,
+    spread,
+    summary_of,
+    table_parser,
+    today,
+    version_list,
+)
+from worldmodels.environment import device_name
 
 UNTRAINED = "untrained"
 
 
 def main() -> None:
     """Run what is missing, print and save the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = table_parser(__doc__, runs="zero_shot_table")
     parser.add_argument("--agents", nargs="+", default=["td_jepa", "sf_random"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, with one thread each if more than one")
-    parser.add_argument("--runs", type=Path, default=Path("runs/zero_shot_table"))
     parser.add_argument("--name", default="zero-shot", help="of the file in benchmarks/results")
-    parser.add_argument("settings", nargs="*", help="settings of every run, after --")
     options = parser.parse_args()
 
     cells = [(agent, seed) for seed in options.seeds for agent in [*options.agents, UNTRAINED]]
     summaries = run_all(run_cell, cells, options, jobs=options.jobs)
     table = render({cell: summary for cell, summary in summaries.items() if summary is not None}, options)
-    day = time.strftime("%Y-%m-%d")
-    atomic_write(RESULTS / f"{options.name}-{day}.md", table)
-    print(table)
+    save_table(options.name, table, out=options.out)
 
 
 def run_cell(agent: str, seed: int, options: argparse.Namespace) -> dict[str, Any] | None:
@@ -59,12 +59,12 @@ def render(summaries: dict[tuple[str, int], dict[str, Any]], options: argparse.N
     threads = " or ".join(sorted({str(s["threads"]) for s in summaries.values()}))
     tasks = sorted(k.split("/")[0] for k in final(first) if k.endswith("/success"))
     lines = [
-        f"# {options.name}: zero-shot success, {time.strftime('%Y-%m-%d')}",
+        f"# {options.name}: zero-shot success, {today()}",
         "",
-        f"Command: `python -m benchmarks.zero_shot_table {' '.join(sys.argv[1:])}`",
+        command("zero_shot_table"),
         "",
         f"- {device_name(torch.device('cpu'))}, {threads} thread(s) a run, {options.jobs} at a time.",
-        f"- {', '.join(f'{k} {v}' for k, v in versions().items() if k in ('python', 'torch', 'ogbench', 'mujoco'))}.",
+        f"- {version_list('python', 'torch', 'ogbench', 'mujoco')}.",
         "- Success in %, mean over seeds (standard deviation of the seed means); final checkpoint.",
         "",
         "| agent | mean | " + " | ".join(tasks) + " | seeds | updates | updates/s |",
@@ -82,7 +82,7 @@ def render(summaries: dict[tuple[str, int], dict[str, Any]], options: argparse.N
 
 def final(summary: dict[str, Any]) -> dict[str, float]:
     """Metrics of the last zero-shot evaluation."""
-    return summary["evaluations"]["zero_shot"][-1]["metrics"]
+    return last_metrics(summary, "zero_shot")
 
 
 if __name__ == "__main__":

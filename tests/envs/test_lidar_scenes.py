@@ -17,6 +17,7 @@ from envs.lidar_collect import collect_scenes, default_folder, make_frame, setti
 from envs.lidar_meshes import labelled_templates, scenery_templates
 from envs.lidar_scan import IMAGE_SIZE, beams, calibration, simulate
 from envs.lidar_scenes import LidarScenes
+from envs.paste import PastedObjects
 from worldmodels.formats.kitti_text import format_objects
 from worldmodels.geometry.boxes import points_in_boxes
 from worldmodels.geometry.overlap import bev_intersection
@@ -229,3 +230,20 @@ def test_without_open3d_the_error_names_the_extra(monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "open3d", None)
     with pytest.raises(ImportError, match=r"pip install 'worldmodels\[lidar\]'"):
         simulate(0, 0, sweep=100, min_points=5)
+
+
+def test_few_labels_are_those_of_the_first_frames_and_so_is_what_is_pasted(folder: Path) -> None:
+    all_of, few = (LidarScenes(frames=3, val_frames=1, data_dir=folder, label_fraction=p) for p in (1, 0.67))
+    assert few.frames("train").names == all_of.frames("train").names[:2] == ["000000", "000001"]
+    assert few.frames("val").names == all_of.frames("val").names
+    batch = few.sample(32, 1, Generator().manual_seed(0))
+    assert batch["frame"].unique().tolist() == [0, 1]
+    bank, whole = few.objects(), all_of.objects()
+    assert torch.equal(bank.boxes, whole.boxes[whole.frame < 2])
+    assert len(bank.boxes) < len(whole.boxes)
+    kinds = {name: 30 for i, name in enumerate(few.classes) if (bank.box_class[bank.difficulty >= 0] == i).any()}
+    pasted = PastedObjects(few, counts=kinds, min_points=1).sample(16, 1, Generator().manual_seed(1))
+    own = batch["boxes"].shape[2]
+    new = pasted["boxes"][:, 0, own:][pasted["box_class"][:, 0, own:] >= 0]
+    assert len(new) > 0
+    assert (new[:, None] == bank.boxes).all(-1).any(1).all(), "every pasted box is one of these frames"
