@@ -8,8 +8,8 @@
 Published sizes. A step is what the trainer does: rows of the source, here copies of one frame; views (flip, rotation,
 scaling, shuffling, other ones for each copy); voxels and masks; losses, backward pass, clipping, optimizer, target. A
 round is two steps, one timed as a whole, one by parts. No two have the same batch, as in a run: a matmul engine that
-prepares itself for each new size must pay for it here too. Batch i is the same whenever this file runs. What is inside a
-compiled loss cannot be told apart.
+prepares itself for each new size must pay for it here too. Batch i is the same whenever this file runs. What is inside
+a compiled loss cannot be told apart.
 """
 
 from __future__ import annotations
@@ -215,8 +215,9 @@ def report(found: Mapping[str, dict[str, Any]], options: argparse.Namespace) -> 
         f"Command: `python -m benchmarks.lidar_step {' '.join(sys.argv[1:])}`",
         "",
         f"- torch {torch.__version__}, {device}, {options.threads} CPU thread(s), fp32"
-        f"{', compiled' if options.compile else ''}, matmuls `{first['matmul']}`; load average {options.load:.1f} before the start.",
-        f"- Batches of {options.batch}: KITTI's frame {options.frame}; scale={options.scale}; {backend} convolves sparsely.",
+        f"{', compiled' if options.compile else ''}, matmuls `{first['matmul']}`, sparse convolutions by {backend};"
+        f" load average {options.load:.1f} before the start.",
+        f"- Batches of {options.batch}: KITTI's frame {options.frame}; scale={options.scale}.",
         f"- Median (least, greatest) over {options.rounds} rounds; each objective in a process of its own.",
         f"- Parts: milliseconds {clock}; CPU: processor time of both directions.",
         "- Peak memory: " + ("allocated on the GPU." if device.type == "cuda" else "resident, of the process."),

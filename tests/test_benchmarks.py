@@ -1,4 +1,4 @@
-"""The speed benchmarks run, compare equals and give time to the right part; operators, not seconds, guard the update."""
+"""Speed benchmarks run, compare equals and give time to the right part; operators, not seconds, guard the update."""
 
 from __future__ import annotations
 
