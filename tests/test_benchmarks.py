@@ -1,14 +1,19 @@
-"""The speed benchmark runs, compares equals, and guards the update by counting operators instead of seconds."""
+"""Speed benchmarks run, compare equals and give time to the right part; operators, not seconds, guard the update."""
 
 from __future__ import annotations
 
 import argparse
+import time
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import rotated_nms, update_speed
+from benchmarks import lidar_step, rotated_nms, update_speed
+from benchmarks.watch import Part, Place, Watch
 from worldmodels import build
 
 CPU = torch.device("cpu")
@@ -63,3 +68,57 @@ def test_every_row_of_the_nms_table_is_checked_against_the_loop() -> None:
     rows = [rotated_nms.row(case, 200, CPU, seconds=0.0).split("|") for case in rotated_nms.CASES]
     assert [row[1].strip() for row in rows] == [case.label for case in rotated_nms.CASES]
     assert int(rows[-1][2]) == 200  # the threshold of the worst case keeps all
+
+
+class Costly(torch.autograd.Function):
+    """Twice x. On the clock given it takes so many seconds forward, and ten times as many backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, seconds: float, clock: SimpleNamespace) -> torch.Tensor:
+        ctx.seconds, ctx.clock = seconds, clock
+        clock.now += seconds
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        ctx.clock.now += 10 * ctx.seconds
+        return 2 * grad, None, None
+
+
+def test_watch_gives_each_part_its_forward_and_backward_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, model, watch = SimpleNamespace(now=0.0), SimpleNamespace(), Watch(CPU)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
+    model.encode = lambda x: Costly.apply(x, 1.0, clock)
+    model.head = lambda x: Costly.apply(model.encode(x), 2.0, clock)
+    model.loss = lambda x: Costly.apply(model.head(Costly.apply(x, 4.0, clock)), 8.0, clock)
+    before = dict(vars(model))
+    x = torch.ones(3, requires_grad=True)
+    for _ in range(2):  # what the first time leaves behind does not disturb the second
+        with watch.on([Part(name, model, name) for name in before]):
+            Costly.apply(model.loss(x), 16.0, clock).sum().backward()
+        clock.now += 1000  # unwatched
+        found = {place: spent.wall for place, spent in watch.read().items() if spent.wall}
+        # Of the outermost Costly, the backward pass runs before any part's.
+        paths = {(): 16.0, ("loss",): 12.0, ("loss", "head"): 2.0, ("loss", "head", "encode"): 1.0}
+        assert found == {Place(p, back): t * (10 if back else 1) for p, t in paths.items() for back in (False, True)}
+    assert vars(model) == before
+
+
+@pytest.mark.parametrize("objective", lidar_step.OBJECTIVES)
+def test_watching_a_lidar_step_changes_nothing_and_misses_nothing(objective: str, shared_data: Path) -> None:
+    options = lidar_step.parse(["--data-dir", str(shared_data / "kitti_mini"), "--scale", "small"])
+    cfg, watch = lidar_step.compose_config(objective, options), Watch(CPU)
+    source = build.build_source(cfg, CPU)
+    plain, watched = (lidar_step.Step(cfg, source, "000007", CPU) for _ in range(2))
+    plain(0)
+    with watch.on(watched.parts()):
+        watched(0)
+    theirs = watched.objective.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in plain.objective.state_dict().items())
+    found = lidar_step.columns([watch.read()])
+    only = {"ad_l_jepa": {"target", "follow"}, "occupancy_mae": set(), "lidar_detection": {"head", "assign"}}
+    here = [row for name, row in lidar_step.ROWS.items() if name not in set().union(*only.values()) - only[objective]]
+    assert set(found) == {*here, "all parts", lidar_step.CONVOLUTIONS}
+    for name in ("encoder", "bev"):
+        assert all(found[lidar_step.ROWS[name]][way][0] > 0 for way in ("forward", "backward", "cpu")), name
+    assert sum(found[row]["wall"][0] for row in here) == pytest.approx(found["all parts"]["wall"][0])
