@@ -11,7 +11,7 @@ import numpy as np
 def write_once(folder: Path) -> Path:
     """Two sequences of three frames; in each, every second frame has a car and a bus around ten points each."""
     random = np.random.default_rng(0)
-    (folder / "ImageSets").mkdir(parents=True)
+    (folder / "ImageSets").mkdir(parents=True, exist_ok=True)
     for sequence, split in (("000076", "train"), ("000080", "val")):
         scans = folder / f"data/{sequence}/lidar_roof"
         scans.mkdir(parents=True)

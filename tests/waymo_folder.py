@@ -17,7 +17,7 @@ COUNTS = (10, 4, 10, 3, 0)  # points on each; nobody sees the second vehicle
 def write_waymo(folder: Path, *, frames: int = 6) -> Path:
     """Two training sequences and one for validation; every frame has five objects and a hundred points of ground."""
     random = np.random.default_rng(0)
-    (folder / "ImageSets").mkdir(parents=True)
+    (folder / "ImageSets").mkdir(parents=True, exist_ok=True)
     for split, names in (
         ("train", ("segment-1_with_camera_labels", "segment-2_with_camera_labels")),
         ("val", ("segment-3_with_camera_labels",)),

@@ -64,9 +64,7 @@ class Evil:
 
 def test_whatever_is_not_plain_is_refused_and_not_run(tmp_path: Path) -> None:
     evil = written(tmp_path, [{"annos": Evil(tmp_path / "made")}])
-    with pytest.raises(
-        ValueError, match=r"infos.pkl is no pickle of plain data: it wants \w+.mkdir; only"
-    ):
+    with pytest.raises(ValueError, match=r"infos.pkl is no pickle of plain data: it wants \w+.mkdir; only"):
         read_plain_pickle(evil)
     assert not (tmp_path / "made").exists()
     for content, message in (
