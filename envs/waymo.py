@@ -100,18 +100,19 @@ class Waymo(LabelledScans):
     def _names(self, split: str) -> list[str]:
         if split not in self._every:
             raise ValueError(f"split={split!r}: there are {', '.join(self._every)}")
-        found: list[tuple[Path, int, Any]] = []  # folder, frame, its labels as they are
+        names, every, seen = [], self._every[split], 0
         for line in self._listed(split):
             if (folder := self._folder(line)) is None:
                 self.counted[f"sequences of {split}.txt that are absent were left out"] += 1
-            elif self.is_labelled:
-                found += _labelled(folder / f"{folder.name}.pkl")
+                continue
+            if self.is_labelled:
+                frames = _labelled(folder / f"{folder.name}.pkl")
             else:
-                found += [(folder, int(path.stem), None) for path in sorted(folder.glob("[0-9]" * 4 + ".npy"))]
-        names = []
-        for folder, number, labels in found[:: self._every[split]]:
-            names.append(name := f"{folder.name}/{number:04d}")
-            self._annotations[name] = None if labels is None else _annotation(labels, name)
+                frames = [(int(path.stem), None) for path in sorted(folder.glob("[0-9]" * 4 + ".npy"))]
+            for number, labels in frames[-seen % every :: every]:  # as if all sequences were one
+                names.append(name := f"{folder.name}/{number:04d}")
+                self._annotations[name] = None if labels is None else _annotation(labels, name)
+            seen += len(frames)
         return self._first(names) if split == "train" else names
 
     def _folder(self, listed: str) -> Path | None:
@@ -179,11 +180,11 @@ def read_array(path: Path) -> tuple[np.ndarray, int]:
     return (rows if is_good.all() else rows[is_good]), int(len(rows) - is_good.sum())
 
 
-def _labelled(path: Path) -> list[tuple[Path, int, Any]]:
-    """Folder, number and labels of each frame of a pickle."""
+def _labelled(path: Path) -> list[tuple[int, Any]]:
+    """Number and labels of each frame of a pickle."""
     infos = read_plain_pickle(path)
     try:
-        return [(path.parent, int(info["point_cloud"]["sample_idx"]), info["annos"]) for info in infos]
+        return [(int(info["point_cloud"]["sample_idx"]), info["annos"]) for info in infos]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path} must hold [{{"point_cloud": {{"sample_idx": ...}}, "annos": ...}}], not {error!r}. '

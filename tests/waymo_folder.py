@@ -35,7 +35,7 @@ def write_frame(sequence: Path, number: int, random: np.random.Generator) -> dic
     """One scan; returns what the sequence's pickle says of it."""
     centres = np.array([[9.0, -3, 0.8], [5, 4, 0.9], [-12, 6, 0.9], [8, 9, 2.5], [-20, -20, 0.8]])
     centres[:, 0] += 1.2 * number
-    xyz = [random.uniform((-30, -30, -0.5), (30, 30, -0.3), (100, 3))]
+    xyz = [random.uniform((-30, -30, -0.5), (30, 30, -0.3), (100 + number, 3))]
     xyz += [c + random.uniform(-0.04, 0.04, (n, 3)) for c, n in zip(centres, COUNTS, strict=True)]
     place = np.concatenate(xyz)
     intensity, elongation = random.exponential(1.0, len(place)), random.uniform(0, 1.5, len(place))

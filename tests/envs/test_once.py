@@ -50,8 +50,8 @@ def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
         Once(data_dir=tmp_path / "none")
     with pytest.raises(ValueError, match=r"ONCE has no Van"):
         Once(data_dir=folder, classes=["Van"])
-    with pytest.raises(FileNotFoundError, match=r"raw_small.txt: there is no such file"):
-        Once(data_dir=folder, splits={"train": "raw_small"})
+    with pytest.raises(FileNotFoundError, match=r"raw_medium.txt: there is no such file"):
+        Once(data_dir=folder, splits={"train": "raw_medium"})
     path = folder / "data/000076/000076.json"
     whole = json.loads(path.read_text())
     whole["frames"][0]["annos"]["names"] = ["Car"]

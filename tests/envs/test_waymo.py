@@ -74,7 +74,7 @@ def test_frames_points_and_labels_are_chosen(folder: Path) -> None:
     assert len(Waymo(data_dir=folder, train_every=1).frames("train")) == 12
     assert len(Waymo(data_dir=folder, train_every=2, label_fraction=0.5, val_every=4).frames("train")) == 3
     clean = Waymo(data_dir=folder, are_unlabelled_zones_kept=False)
-    assert clean.notes[-1] == "39 points of no-label zones were left out"
+    assert clean.notes[-1] == "41 points of no-label zones were left out"
     assert len(clean.frames("train")[0].points) == 127 - 13
     signs = Waymo(data_dir=folder, classes=["Sign", "Vehicle"]).frames("train")[0]
     assert signs.box_class.tolist() == [1, 0]

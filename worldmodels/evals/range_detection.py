@@ -23,7 +23,7 @@ class RangeScore:
 
     Args:
         source: with ``frames(split)`` (``envs.scans``).
-        groups: {"Vehicle": {"classes": ["Car", "Bus"], "overlap": 0.7}}: what is scored as one, and the 3D IoU of a hit.
+        groups: what is scored as one and the 3D IoU of a hit: {"Vehicle": {"classes": ["Car", "Bus"], "overlap": 0.7}}.
         every: steps between two looks; 0 looks at the end only.
         split: "val", or "train" to see whether frames can be learned by heart at all.
         batch_size: scans at a time.
@@ -85,7 +85,7 @@ class RangeScore:
         return "\n".join([*lines, "", f"Objects in {len(self.frames)} frames: {objects}."]) + "\n"
 
     def saved(self, found: Boxes) -> bytes:
-        """All detections for other evaluators, as .npz without pickle: arrays of N rows, names of frames and classes."""
+        """All detections for other evaluators, .npz without pickle: arrays of N rows, names of frames and classes."""
         content = io.BytesIO()
         names = {"frames": np.array(self.frames.names), "classes": np.array(self.classes)}
         np.savez_compressed(content, **found._asdict(), **names)
