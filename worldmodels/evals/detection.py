@@ -52,9 +52,8 @@ class DetectionScore:
             raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use env=lidar_scenes")
         self.frames, self.classes = source.frames(split), source.classes
         if any(frame.calibration is None for frame in self.frames):
-            raise ValueError(
-                f"{name} needs a camera calibration for KITTI's AP; {source.where} has none. Use eval=[range_detection,bev_map]"
-            )
+            hint = "Use eval=[range_detection,bev_map]"
+            raise ValueError(f"{name} needs a camera calibration for KITTI's AP; {source.where} has none. {hint}")
         self.every, self.batch_size, self.num_pictures, self.name = every, batch_size, num_pictures, name
         self.truth = [frame.objects for frame in self.frames]
 

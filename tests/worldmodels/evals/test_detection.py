@@ -110,7 +110,9 @@ def test_bad_choices_of_scores_by_distance_are_named(source, tmp_path):
         RangeScore(source=waymo, every=0, groups=GROUPS)
     with pytest.raises(ValueError, match=r"groups: there is no class Vehicle; env.classes has Car, Pedestrian"):
         RangeScore(source=source, every=0, groups=GROUPS)
-    with pytest.raises(ValueError, match=r"needs a camera calibration for KITTI's AP; .* Use eval=\[range_detection,bev_map\]"):
+    with pytest.raises(
+        ValueError, match=r"needs a camera calibration for KITTI's AP; .* Use eval=\[range_detection,bev_map\]"
+    ):
         DetectionScore(source=waymo, every=0)
 
 
