@@ -15,38 +15,42 @@ Source: KITTI object benchmark; sheet ad_l_jepa, sections 2.5, 3.1 and 3.2.
 from __future__ import annotations
 
 import json
-import os
 import struct
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from envs.scans import Frame, LabelledScans
+from envs.scans import Frame, LabelledScans, Layout
 from worldmodels.formats.kitti import TYPES, USUAL_SIZE, Calibration, read_scan, training_difficulty
 from worldmodels.formats.kitti_text import DONT_CARE, read_objects
 
 _SIZES = "image_sizes.json"
 _SIZES_KEY = "training (height,width)"
-_LAYOUT = "ImageSets/train.txt, ImageSets/val.txt and training/{velodyne,label_2,calib}"
+LAYOUT = Layout(
+    name="KITTI",
+    types=TYPES[:-1],
+    channels=4,
+    folder="training",
+    files="ImageSets/train.txt, ImageSets/val.txt and training/{velodyne,label_2,calib}",
+)
 
 
 class Kitti(LabelledScans):
     """Frames of a folder in KITTI's layout.
 
     Args:
-        data_dir: the folder.
-        classes: types to detect, in the order of "box_class". Objects of other types are counted and left out; a
-            ``Frame`` still has them in ``objects``.
         train_frames, val_frames: use so many, from the start of the list; None: all.
-        label_fraction: share p of the training frames, the FIRST int(N * p): the published label-efficiency sets.
         is_cropped: whether only points that fall into the image are kept, as nothing else is labelled.
         is_labelled: whether labels are read; without, every frame has no boxes and label_2 may be absent.
         is_missing_skipped: whether listed frames whose files are absent are counted and left out, not refused.
-        device, max_points, limits, max_device_bytes: see ``LabelledScans``.
+        chosen: data_dir, label_fraction, device, max_points, limits, max_device_bytes: see ``LabelledScans``. A
+            ``Frame`` has objects of all types in ``objects``.
 
     Raises:
         FileNotFoundError: no such folder, list, or files of a listed frame; it names the layout.
@@ -59,63 +63,30 @@ class Kitti(LabelledScans):
     def __init__(
         self,
         *,
-        data_dir: str | os.PathLike[str] | None,
         classes: Sequence[str] = ("Car", "Pedestrian", "Cyclist"),
         train_frames: int | None = None,
         val_frames: int | None = None,
-        label_fraction: int | float = 1.0,
         is_cropped: bool = True,
         is_labelled: bool = True,
         is_missing_skipped: bool = False,
-        device: torch.device | str = "cpu",
-        max_points: int | None = None,
-        limits: Sequence[int | float] | None = None,
-        max_device_bytes: int = 8 * 2**30,
+        **chosen: Any,
     ) -> None:
-        if data_dir is None:
-            raise ValueError(f"env.data_dir is null: give the folder that holds {_LAYOUT}. Or use env=lidar_scenes")
-        if not 0 < label_fraction <= 1:
-            raise ValueError(f"env.label_fraction={label_fraction}: a share of the training frames, above 0, at most 1")
-        if unknown := [name for name in classes if name not in TYPES or name == DONT_CARE]:
-            raise ValueError(f"env.classes: KITTI has no {', '.join(unknown)}; it has {', '.join(TYPES[:-1])}")
-        self.data_dir = Path(data_dir).expanduser()
-        if not (self.data_dir / "training").is_dir():
-            raise FileNotFoundError(f"env.data_dir={data_dir}: there is no KITTI data; it needs {_LAYOUT}")
-        self.label_fraction, self.is_cropped, self.is_labelled = label_fraction, is_cropped, is_labelled
-        self.is_missing_skipped = is_missing_skipped
+        self.is_cropped, self.is_labelled, self.is_missing_skipped = is_cropped, is_labelled, is_missing_skipped
         self._most = {"train": train_frames, "val": val_frames}
-        self._sizes = _read_sizes(self.data_dir / _SIZES)
         self._is_warned = False
-        super().__init__(
-            where=str(self.data_dir),
-            classes=classes,
-            channels=4,
-            device=device,
-            max_points=max_points,
-            limits=limits,
-            max_device_bytes=max_device_bytes,
-        )
+        super().__init__(LAYOUT, classes=classes, **chosen)
 
     def _names(self, split: str) -> list[str]:
         if split not in self._most:
             raise ValueError(f"split={split!r}: KITTI's labelled frames are train and val")
-        path, most = self.data_dir / f"ImageSets/{split}.txt", self._most[split]
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file; KITTI data need {_LAYOUT}")
-        names = path.read_text(encoding="utf-8").split()
-        if len(set(names)) != len(names):
-            twice = next(name for name, count in Counter(names).items() if count > 1)
-            raise ValueError(f"{path} names {twice} more than once")
+        names, most = self._listed(split), self._most[split]
         if most is not None:
             if not 1 <= most <= len(names):
-                raise ValueError(f"env.{split}_frames={most}: {path} has {len(names)} frames")
+                raise ValueError(f"env.{split}_frames={most}: ImageSets/{split}.txt has {len(names)} frames")
             names = names[:most]
         if split == "train":
-            count = int(len(names) * self.label_fraction)
-            if not count:
-                raise ValueError(f"env.label_fraction={self.label_fraction}: nothing is left of {len(names)} frames")
-            names = names[:count]
-        names = self._present(names, path)
+            names = self._first(names)
+        names = self._present(names, self.data_dir / f"ImageSets/{split}.txt")
         self._warn_of_unknown_sizes(names)
         return names
 
@@ -167,6 +138,10 @@ class Kitti(LabelledScans):
             objects=objects,
         )
         return frame, left_out
+
+    @cached_property
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        return _read_sizes(self.data_dir / _SIZES)
 
     def _size(self, name: str) -> tuple[int, int]:
         """Height and width of a frame's image."""

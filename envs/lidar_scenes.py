@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from envs.kitti import Kitti
 from envs.lidar_collect import PROVENANCE, collect_scenes, default_folder, settings_of
@@ -23,7 +20,7 @@ class LidarScenes(Kitti):
         sweep: degrees scanned around forward; the camera sees 82, a whole turn is 360 and needs four times the disk.
         min_points: objects with fewer points in the image have no label, but a DontCare region.
         workers: processes that simulate; None takes one a core.
-        classes, label_fraction, is_cropped, device, max_points, limits, max_device_bytes: see ``Kitti``.
+        chosen: classes, is_cropped, label_fraction, device, max_points, limits, max_device_bytes: see ``Kitti``.
 
     Raises:
         ImportError: frames are missing and open3d is, too; it names what to install.
@@ -40,29 +37,12 @@ class LidarScenes(Kitti):
         sweep: int | float = 100,
         min_points: int = 5,
         workers: int | None = None,
-        classes: Sequence[str] = ("Car", "Pedestrian", "Cyclist"),
-        label_fraction: int | float = 1.0,
-        is_cropped: bool = True,
-        device: torch.device | str = "cpu",
-        max_points: int | None = None,
-        limits: Sequence[int | float] | None = None,
-        max_device_bytes: int = 8 * 2**30,
+        **chosen: Any,
     ) -> None:
         self.settings = settings_of(seed=seed, sweep=sweep, min_points=min_points)
         folder = default_folder(self.settings) if data_dir is None else Path(data_dir).expanduser()
         collect_scenes(folder, self.settings, frames=frames, val_frames=val_frames, workers=workers)
-        super().__init__(
-            data_dir=folder,
-            classes=classes,
-            train_frames=frames,
-            val_frames=val_frames,
-            label_fraction=label_fraction,
-            is_cropped=is_cropped,
-            device=device,
-            max_points=max_points,
-            limits=limits,
-            max_device_bytes=max_device_bytes,
-        )
+        super().__init__(data_dir=folder, train_frames=frames, val_frames=val_frames, **chosen)
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps of its data, for JSON."""

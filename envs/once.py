@@ -15,33 +15,34 @@ Source: Mao et al., ONCE, NeurIPS 2021 Datasets; sheet ad_l_jepa, section 3.5.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from envs.scans import Frame, LabelledScans
+from envs.scans import Frame, LabelledScans, Layout
 from worldmodels.formats.kitti import read_scan
 
 TYPES = ("Car", "Bus", "Truck", "Pedestrian", "Cyclist")
-_LAYOUT = "ImageSets/{train,val}.txt and data/SEQUENCE/{SEQUENCE.json,lidar_roof/FRAME.bin}"
+LAYOUT = Layout(
+    name="ONCE",
+    types=TYPES,
+    channels=4,
+    folder="data",
+    files="ImageSets/{train,val}.txt and data/SEQUENCE/{SEQUENCE.json,lidar_roof/FRAME.bin}",
+)
 
 
 class Once(LabelledScans):
     """Frames of a folder in ONCE's layout; a frame's name is SEQUENCE/FRAME.
 
     Args:
-        data_dir: the folder.
-        classes: types to detect, in the order of "box_class"; objects of other types are counted and left out.
         splits: name of the list of sequences for train and for val, such as {"train": "raw_small", "val": "val"}.
         is_labelled: whether only frames with boxes are used, as detection needs; otherwise all frames, without boxes,
             for pre-training.
-        label_fraction: share p of the training frames, the first int(N * p).
-        device, max_points, limits, max_device_bytes: see ``LabelledScans``.
+        chosen: data_dir, label_fraction, device, max_points, limits, max_device_bytes: see ``LabelledScans``.
 
     Raises:
         FileNotFoundError: no such folder, list, sequence or scan.
@@ -51,46 +52,21 @@ class Once(LabelledScans):
     def __init__(
         self,
         *,
-        data_dir: str | os.PathLike[str] | None,
         classes: Sequence[str] = TYPES,
         splits: Mapping[str, str] | None = None,
         is_labelled: bool = True,
-        label_fraction: int | float = 1.0,
-        device: torch.device | str = "cpu",
-        max_points: int | None = None,
-        limits: Sequence[int | float] | None = None,
-        max_device_bytes: int = 8 * 2**30,
+        **chosen: Any,
     ) -> None:
-        if data_dir is None:
-            raise ValueError(f"env.data_dir is null: give the folder that holds {_LAYOUT}")
-        if not 0 < label_fraction <= 1:
-            raise ValueError(f"env.label_fraction={label_fraction}: a share of the training frames, above 0, at most 1")
-        if unknown := [name for name in classes if name not in TYPES]:
-            raise ValueError(f"env.classes: ONCE has no {', '.join(unknown)}; it has {', '.join(TYPES)}")
-        self.data_dir = Path(data_dir).expanduser()
-        if not (self.data_dir / "data").is_dir():
-            raise FileNotFoundError(f"env.data_dir={data_dir}: there is no ONCE data; it needs {_LAYOUT}")
         self.lists = {"train": "train", "val": "val", **(splits or {})}
-        self.is_labelled, self.label_fraction = is_labelled, label_fraction
+        self.is_labelled = is_labelled
         self._annotations: dict[str, Mapping[str, Any] | None] = {}  # of every frame of the splits read so far
-        super().__init__(
-            where=str(self.data_dir),
-            classes=classes,
-            channels=4,
-            device=device,
-            max_points=max_points,
-            limits=limits,
-            max_device_bytes=max_device_bytes,
-        )
+        super().__init__(LAYOUT, classes=classes, **chosen)
 
     def _names(self, split: str) -> list[str]:
         if split not in self.lists:
             raise ValueError(f"split={split!r}: there are {', '.join(self.lists)}")
-        path = self.data_dir / f"ImageSets/{self.lists[split]}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file; ONCE data need {_LAYOUT}")
         names: list[str] = []
-        for sequence in path.read_text(encoding="utf-8").split():
+        for sequence in self._listed(self.lists[split]):
             for frame in self._sequence(sequence):
                 name, annotation = f"{sequence}/{frame['frame_id']}", frame.get("annos")
                 if self.is_labelled and annotation is None:
@@ -98,14 +74,12 @@ class Once(LabelledScans):
                     continue
                 names.append(name)
                 self._annotations[name] = annotation if self.is_labelled else None
-        if split == "train":
-            names = names[: int(len(names) * self.label_fraction)]
-        return names
+        return self._first(names) if split == "train" else names
 
     def _sequence(self, name: str) -> list[Mapping[str, Any]]:
         path = self.data_dir / f"data/{name}/{name}.json"
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file; ONCE data need {_LAYOUT}")
+            raise FileNotFoundError(f"{path}: there is no such file; ONCE data need {LAYOUT.files}")
         try:
             frames = json.loads(path.read_text(encoding="utf-8"))["frames"]
             _ = [frame["frame_id"] for frame in frames]

@@ -1,6 +1,7 @@
 """LiDAR scans with boxes, whatever the format: kept ragged on the device, given out as padded rows.
 
-A reader (``envs.kitti``, ``envs.once``) says which frames a split has and reads one; this file does the rest.
+A reader (``envs.kitti``, ``envs.once``, ``envs.waymo``) says which frames a split has and reads one; this file does the
+rest.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Frame(NamedTuple):
     points: Tensor  # float32 [P, C], without padding
     boxes: Tensor  # float32 [M, 7] of the source's classes
     box_class: Tensor  # int64 [M]
-    difficulty: Tensor  # int64 [M], 0, 1, 2, or -1 where the format has none or the object is harder
+    difficulty: Tensor  # int64 [M], as the format counts it, 0 where it has none; -1 is too hard to be pasted elsewhere
     calibration: Calibration | None = None  # None where the format has no camera in this form
     image_size: tuple[int, int] | None = None  # height, width in pixels
     objects: Objects | None = None  # every line of a KITTI label, of other classes too
@@ -126,12 +127,24 @@ class Split:
         return Composite({OBSERVATION: Composite(seen, **at), **labels}, **at)
 
 
+class Layout(NamedTuple):
+    """What tells one format's folders from another's."""
+
+    name: str  # of the data
+    types: Sequence[str]  # of objects
+    channels: int  # numbers a point has
+    folder: str  # without this one there are no data
+    files: str  # all of them, for messages
+
+
 class LabelledScans(ABC):
     """A source of single scans with boxes, split into train and val; batches come from train.
 
     Args:
-        where: the data, for messages. classes: names that "box_class" counts.
-        channels: numbers a point has.
+        layout: of the folder; every reader has its own.
+        data_dir: the folder.
+        classes: types to detect, in the order of "box_class"; objects of other types are counted and left out.
+        label_fraction: share p of the training frames, the FIRST int(N * p): the published label-efficiency sets.
         device: of batches.
         max_points: scans with more points lose a random part, the same in every run; None keeps all.
         limits: x, y, z from, then to, metres: points outside in x or y and boxes without a corner inside are dropped.
@@ -139,33 +152,51 @@ class LabelledScans(ABC):
 
     Frames without a point are dropped from train, where there is nothing to learn from them, and stay in val, where
     what is not found counts. What was dropped is counted in ``notes`` and told once.
+
+    Raises:
+        FileNotFoundError: no such folder; it names the layout.
+        ValueError: a choice that cannot be; it names the key.
     """
 
     def __init__(
         self,
+        layout: Layout,
         *,
-        where: str,
+        data_dir: str | os.PathLike[str] | None,
         classes: Sequence[str],
-        channels: int,
-        device: torch.device | str,
-        max_points: int | None,
-        limits: Sequence[int | float] | None,
-        max_device_bytes: int,
+        label_fraction: int | float = 1.0,
+        device: torch.device | str = "cpu",
+        max_points: int | None = None,
+        limits: Sequence[int | float] | None = None,
+        max_device_bytes: int = 8 * 2**30,
     ) -> None:
+        if data_dir is None:
+            raise ValueError(
+                f"env.data_dir is null: give the folder that holds {layout.files}. Or use env=lidar_scenes"
+            )
+        if not 0 < label_fraction <= 1:
+            raise ValueError(f"env.label_fraction={label_fraction}: a share of the training frames, above 0, at most 1")
+        if unknown := [name for name in classes if name not in layout.types]:
+            raise ValueError(
+                f"env.classes: {layout.name} has no {', '.join(unknown)}; it has {', '.join(layout.types)}"
+            )
+        self.layout, self.data_dir, self.label_fraction = layout, Path(data_dir).expanduser(), label_fraction
+        if not (self.data_dir / layout.folder).is_dir():
+            raise FileNotFoundError(f"env.data_dir={data_dir}: there is no {layout.name} data; it needs {layout.files}")
         if not classes or len(set(classes)) != len(classes):
             raise ValueError(f"env.classes={list(classes)}: at least one name, each once")
         if max_points is not None and max_points < 1:
             raise ValueError(f"env.max_points={max_points}: at least one point")
         if limits is not None and (len(limits) != 6 or not all(limits[i] < limits[i + 3] for i in range(3))):
             raise ValueError(f"env.limits={list(limits)}: x, y, z from, then x, y, z to, each greater")
-        self.where, self.classes, self.channels = where, tuple(classes), channels
+        self.where, self.classes = str(self.data_dir), tuple(classes)
         self.device, self.max_points = torch.device(device), max_points
         self.limits = None if limits is None else np.asarray(limits, dtype=np.float64)
         self.counted: Counter[str] = Counter()
         self._max_bytes, self._splits = max_device_bytes, {}
         train = self.frames("train")
         if not len(train):
-            raise ValueError(f"{where}: no training frame has a point. {'; '.join(self.notes)}")
+            raise ValueError(f"{self.where}: no training frame has a point. {'; '.join(self.notes)}")
         self.spec = train.spec(len(self.classes))
 
     @abstractmethod
@@ -175,6 +206,24 @@ class LabelledScans(ABC):
     @abstractmethod
     def _read(self, name: str) -> tuple[Frame, Mapping[str, int]]:
         """Read one frame with its points and boxes, and count what was left out. Called from several threads."""
+
+    def _listed(self, split: str) -> list[str]:
+        """Names that ImageSets/``split``.txt lists, each once."""
+        path = self.data_dir / f"ImageSets/{split}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file; {self.layout.name} data need {self.layout.files}")
+        names = path.read_text(encoding="utf-8").split()
+        if len(set(names)) != len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
+            raise ValueError(f"{path} names {twice} more than once")
+        return names
+
+    def _first(self, names: list[str]) -> list[str]:
+        """The training frames that ``label_fraction`` leaves."""
+        count = int(len(names) * self.label_fraction)
+        if names and not count:
+            raise ValueError(f"env.label_fraction={self.label_fraction}: nothing is left of {len(names)} frames")
+        return names[:count]
 
     @property
     def notes(self) -> list[str]:
@@ -189,7 +238,7 @@ class LabelledScans(ABC):
             before = self.counted.copy()
             self._splits[split] = Split(
                 self._all(names, is_train=split == "train"),
-                self.channels,
+                self.layout.channels,
                 device=self.device,
                 max_device_bytes=self._max_bytes,
                 spill=Path(_CACHE).expanduser() / f"{mark}.f32",

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from perception.detection.kitti_matching import Curves, Pairs, Task, curves
+from perception.detection.kitti_matching import Curves, Pairs, Task, curves, frame_pairs
 from worldmodels.files import atomic_write_json
 from worldmodels.formats.kitti_text import DONT_CARE, Objects, read_objects
 
@@ -33,7 +33,6 @@ OVERLAPS = {  # a hit overlaps by more than this: bbox and aos, bev and 3d
 }
 LEAST_OVERLAP = 0.25
 UNKNOWN_ANGLE = -10.0
-PART = 1 << 18  # pairs looked at together, which bounds memory
 
 
 class Flat(NamedTuple):
@@ -157,15 +156,9 @@ def _flatten(frames: Sequence[Objects]) -> Flat:
 
 def _overlaps(objects: Flat, answers: Flat) -> tuple[dict[str, Pairs], np.ndarray]:
     """Pairs that overlap by more than 0.25 for each metric, and the share of each detection in a DontCare region."""
-    start, stop = (np.searchsorted(answers.frame, objects.frame, side=side) for side in ("left", "right"))
-    end = (stop - start).cumsum()
-    total = int(end[-1]) if len(end) else 0
     hidden = np.zeros(len(answers.frame))
     found: dict[str, list[Pairs]] = {metric: [Pairs(*np.zeros((2, 0), int), np.zeros(0))] for metric in METRICS[:3]}
-    for first in range(0, total, PART):
-        number = np.arange(first, min(first + PART, total))  # of a pair: those of the first object, of the second, ...
-        row = np.searchsorted(end, number, side="right")
-        column = stop[row] - (end[row] - number)
+    for row, column in frame_pairs(objects.frame, answers.frame):
         is_region = objects.kind[row] == DONT_CARE.lower()
         share = _box_overlap(objects.bbox[row[is_region]], answers.bbox[column[is_region]], is_share=True)
         np.maximum.at(hidden, column[is_region], share)

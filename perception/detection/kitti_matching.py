@@ -8,12 +8,14 @@ Source: sheet ad_l_jepa, section 3.3 (the definition, not its code).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 RECALLS = 41  # recall 0, 1/40, ..., 1
+PART = 1 << 18  # pairs looked at together, which bounds memory
 
 
 class Pairs(NamedTuple):
@@ -29,7 +31,7 @@ class Pairs(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """What the passes over the thresholds give, [41] each; zero beyond the last threshold."""
+    """What the passes over the thresholds give, [recalls] each; zero beyond the last threshold."""
 
     precision: np.ndarray
     orientation: np.ndarray  # precision with every hit weighted by its (1 + cos of the angle's error) / 2
@@ -48,21 +50,19 @@ class Task:
     alpha: np.ndarray  # [D]
 
 
-def curves(task: Task, pairs: Pairs) -> Curves:
-    """Interpolated precision and orientation similarity at 41 recalls.
+def frame_pairs(truth: np.ndarray, detection: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of objects and of detections of the same frame: all pairs, sorted, a bounded part at a time.
 
     Args:
-        task: what is counted.
-        pairs: those above the overlap threshold, without objects and detections that the class does not know.
+        truth, detection: int [G] and [D], ascending: the frames they are from.
     """
-    choice = _Choice(task, pairs)
-    thresholds = recall_thresholds(choice.scores_of_hits(), int(task.is_counted.sum()))
-    hits, similarity, is_assigned = choice.at(thresholds)
-    blamed = task.is_valid & ~task.is_hidden
-    order = np.sort(task.score[blamed])
-    alarms = len(order) - np.searchsorted(order, thresholds)  # [T], with at least this score
-    alarms = alarms - (is_assigned & blamed[choice.detections, None]).sum(0)
-    return Curves(_interpolated(hits, hits + alarms), _interpolated(similarity, hits + alarms))
+    start, stop = (np.searchsorted(detection, truth, side=side) for side in ("left", "right"))
+    end = (stop - start).cumsum()
+    total = int(end[-1]) if len(end) else 0
+    for first in range(0, total, PART):
+        number = np.arange(first, min(first + PART, total))  # of a pair: those of the first object, of the second, ...
+        row = np.searchsorted(end, number, side="right")
+        yield row, stop[row] - (end[row] - number)
 
 
 def recall_thresholds(scores: np.ndarray, num_counted: int) -> np.ndarray:
@@ -84,9 +84,33 @@ def recall_thresholds(scores: np.ndarray, num_counted: int) -> np.ndarray:
     return np.array(kept[:RECALLS])
 
 
-def _interpolated(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """``part`` over ``whole`` [T], each raised to the greatest that follows; [41]."""
-    ratio = np.zeros(RECALLS)
+def curves(
+    task: Task,
+    pairs: Pairs,
+    *,
+    thresholds_of: Callable[[np.ndarray, int], np.ndarray] = recall_thresholds,
+    recalls: int = RECALLS,
+) -> Curves:
+    """Interpolated precision and orientation similarity, at 41 recalls or so many as another rule has.
+
+    Args:
+        task: what is counted.
+        pairs: those above the overlap threshold, without objects and detections that the class does not know.
+        thresholds_of: rule for the scores at which precision is read, see ``recall_thresholds``; at most ``recalls``.
+    """
+    choice = _Choice(task, pairs)
+    thresholds = thresholds_of(choice.scores_of_hits(), int(task.is_counted.sum()))
+    hits, similarity, is_assigned = choice.at(thresholds)
+    blamed = task.is_valid & ~task.is_hidden
+    order = np.sort(task.score[blamed])
+    alarms = len(order) - np.searchsorted(order, thresholds)  # [T], with at least this score
+    alarms = alarms - (is_assigned & blamed[choice.detections, None]).sum(0)
+    return Curves(_interpolated(hits, hits + alarms, recalls), _interpolated(similarity, hits + alarms, recalls))
+
+
+def _interpolated(part: np.ndarray, whole: np.ndarray, recalls: int) -> np.ndarray:
+    """``part`` over ``whole`` [T], each raised to the greatest that follows; [recalls]."""
+    ratio = np.zeros(recalls)
     np.divide(part, whole, out=ratio[: len(part)], where=whole > 0)
     return np.maximum.accumulate(ratio[::-1])[::-1]
 

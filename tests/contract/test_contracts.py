@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hydra.errors import MissingConfigException
@@ -12,6 +14,7 @@ from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbo
 from tests.systems import CONF, SYSTEMS, composed
 from worldmodels import build, checkpoint
 from worldmodels.core import Embeds, Encoder, Objective
+from worldmodels.evals.results import unpack
 from worldmodels.keys import (
     CATEGORICAL,
     MISSING,
@@ -202,3 +205,21 @@ def test_every_published_setting_composes():
             assert OmegaConf.to_container(cfg, resolve=True)["steps"] > 0
     domains = ("cheetah", "pointmass", "quadruped", "walker")
     assert failed == {f"td_jepa/{kind}{domain}" for kind in ("", "visual-") for domain in domains}
+
+
+@pytest.mark.parametrize("data", ["kitti", "once", "waymo"])
+@pytest.mark.parametrize("system", ["ad_l_jepa", "lidar_detection"])
+def test_settings_of_real_scans_train_and_are_evaluated(system: str, data: str):
+    """Whatever the format and the channels of a point, on hand-made scans and a coarse grid."""
+    coarse = ["encoder.low=[-32,-32,-3]", "encoder.high=[32,32,3]", "encoder.voxel_size=[0.5,0.5,0.15]"]
+    few = ["encoder.max_voxels={train: 300, test: 300}", "encoder.widths=[4,4,4,8,8,8]"]
+    cfg = composed(f"experiment={system}/{data}", *coarse, *few, batch_size=2)
+    assert OmegaConf.select(cfg, "transforms.flip.along_y") == (0.0 if data == "kitti" else 0.5)
+    bench = Bench(cfg)
+    bench.run(0, 2)
+    assert all(torch.isfinite(p).all() for p in bench.objective.parameters())
+    assert bench.objective.encoder.convs[0].weight.shape[-1] == (5 if data == "waymo" else 4)
+    for evaluator in build.build_evaluators(cfg, bench.source):
+        result = unpack(evaluator(bench.objective, 2))
+        assert all(math.isfinite(value) for value in result.metrics.values()), evaluator
+        assert "/" not in "".join(result.files)

@@ -1,40 +1,22 @@
-"""A tiny folder in ONCE's layout."""
+"""Data in ONCE's layout: what rows hold, what is refused."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Generator
 
 from envs.once import Once
 from envs.paste import PastedObjects
+from tests.once_folder import write_once
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two sequences of three frames; in each, every second frame has a car and a bus around ten points each."""
-    random = np.random.default_rng(0)
-    (tmp_path / "ImageSets").mkdir()
-    for sequence, split in (("000076", "train"), ("000080", "val")):
-        scans = tmp_path / f"data/{sequence}/lidar_roof"
-        scans.mkdir(parents=True)
-        frames = []
-        for i in range(3):
-            boxes = [[10.0 + i, -3, -0.8, 4.4, 1.9, 1.6, 0.4], [-20, 5, 0, 11.1, 2.9, 3.4, 3.0]]
-            xyz = np.concatenate(
-                [random.uniform(-40, 40, (100, 3)) * (1, 1, 0) - (0, 0, 3)]
-                + [np.array(box[:3]) + random.uniform(-0.5, 0.5, (10, 3)) for box in boxes]
-            )
-            np.concatenate([xyz, random.uniform(0, 1, (120, 1))], 1).astype("<f4").tofile(scans / f"16{i}.bin")
-            frame = {"frame_id": f"16{i}", "pose": [0] * 7}
-            frames.append(frame if i == 1 else {**frame, "annos": {"names": ["Car", "Bus"], "boxes_3d": boxes}})
-        (tmp_path / f"data/{sequence}/{sequence}.json").write_text(json.dumps({"calib": {}, "frames": frames}))
-        (tmp_path / f"ImageSets/{split}.txt").write_text(f"{sequence}\n")
-    return tmp_path
+    return write_once(tmp_path)
 
 
 def test_rows_are_those_of_any_labelled_scan(folder: Path) -> None:
@@ -68,8 +50,8 @@ def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
         Once(data_dir=tmp_path / "none")
     with pytest.raises(ValueError, match=r"ONCE has no Van"):
         Once(data_dir=folder, classes=["Van"])
-    with pytest.raises(FileNotFoundError, match=r"raw_small.txt: there is no such file"):
-        Once(data_dir=folder, splits={"train": "raw_small"})
+    with pytest.raises(FileNotFoundError, match=r"raw_medium.txt: there is no such file"):
+        Once(data_dir=folder, splits={"train": "raw_medium"})
     path = folder / "data/000076/000076.json"
     whole = json.loads(path.read_text())
     whole["frames"][0]["annos"]["names"] = ["Car"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perception.detection import kitti_ap
+from perception.detection import kitti_ap, kitti_matching
 from perception.detection.kitti_ap import count_objects, evaluate, main, precision_curves
 from perception.detection.kitti_matching import Pairs, Task, curves, recall_thresholds
 from worldmodels.formats.kitti_text import Objects, parse_objects
@@ -150,7 +150,7 @@ def test_orientation_is_left_out_where_it_is_not_known():
 def test_pairs_are_looked_at_in_parts(cases, monkeypatch):
     frames = frames_of(cases["synthetic_60"])
     whole = evaluate(*frames)
-    monkeypatch.setattr(kitti_ap, "PART", 17)
+    monkeypatch.setattr(kitti_matching, "PART", 17)
     assert evaluate(*frames) == whole
 
 

@@ -53,7 +53,7 @@ class BEVMaps:
         picture[is_active.cpu()] = colors.cpu()
         encoder: Any = objective.encoder
         files = {
-            f"frame_{name}.png": map_picture(
+            f"frame_{name.replace('/', '_')}.png": map_picture(
                 image.numpy(), low=encoder.low, high=encoder.high, title=f"frame {name}, step {step}"
             )
             for name, image in zip(self.frames.names, picture, strict=False)

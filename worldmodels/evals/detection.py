@@ -5,30 +5,19 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from tensordict import TensorDict
 
-from perception.detection.decoding import Detections
 from perception.detection.kitti_ap import CLASSES, count_objects, evaluate
 from worldmodels.core import Objective
-from worldmodels.evals.results import judging, pack
-from worldmodels.evals.scan_pictures import bev_picture, scene_html
+from worldmodels.evals.found_boxes import draw_boxes, find_boxes
+from worldmodels.evals.results import pack
 from worldmodels.formats.kitti_text import Objects, format_objects
-from worldmodels.keys import OBSERVATION
 
 DIFFICULTIES = ("easy", "moderate", "hard")
 MAIN = "moderate"
-
-
-@runtime_checkable
-class Detects(Protocol):
-    """Finds boxes."""
-
-    def detect(self, obs: TensorDict) -> Detections:
-        """Boxes, scores and classes of scans, batch size [B]."""
-        ...
 
 
 class DetectionScore:
@@ -63,34 +52,21 @@ class DetectionScore:
             raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use env=lidar_scenes")
         self.frames, self.classes = source.frames(split), source.classes
         if any(frame.calibration is None for frame in self.frames):
-            raise ValueError(f"{name} needs a camera calibration for KITTI's AP; {source.where} has none")
+            hint = "Use eval=[range_detection,bev_map]"
+            raise ValueError(f"{name} needs a camera calibration for KITTI's AP; {source.where} has none. {hint}")
         self.every, self.batch_size, self.num_pictures, self.name = every, batch_size, num_pictures, name
         self.truth = [frame.objects for frame in self.frames]
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Detect in all frames."""
-        if not isinstance(objective, Detects):
-            raise ValueError(f"{self.name} needs an objective that detects; {type(objective).__name__} does not")
-        with judging(objective):
-            found = self.detect(objective)
+        found = find_boxes(objective, self.frames, batch_size=self.batch_size, name=self.name)
         results = [self.objects_of(i, *boxes) for i, boxes in enumerate(found)]
         perfect = [with_scores(truth) for truth in self.truth]
         mine, best = evaluate(self.truth, results), evaluate(self.truth, perfect)
         metrics = self.metrics(mine, best)
         metrics["boxes"] = float(np.mean([len(result) for result in results]))
         files = {"ap.md": self.table(mine, best).encode(), "results.zip": self.zipped(results)}
-        return pack(metrics, files=files | self.pictures(objective, found))
-
-    def detect(self, objective: Detects) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Boxes [N, 7], scores [N] and classes [N] of each frame."""
-        found = []
-        for batch in self.frames.batches(self.batch_size):
-            out = objective.detect(batch[OBSERVATION][:, 0])
-            parts = zip(*(values.cpu().double().numpy() for values in out), strict=True)
-            for boxes, scores, labels in parts:
-                is_box = labels >= 0
-                found.append((boxes[is_box], scores[is_box], labels[is_box].astype(int)))
-        return found
+        return pack(metrics, files=files | draw_boxes(objective, self.frames, found, num=self.num_pictures))
 
     def objects_of(self, index: int, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Objects:
         """Detections of frame ``index`` as lines of a result file."""
@@ -140,19 +116,6 @@ class DetectionScore:
             for name, objects in zip(self.frames.names, results, strict=True):
                 archive.writestr(zipfile.ZipInfo(f"{name}.txt"), format_objects(objects))
         return content.getvalue()
-
-    def pictures(self, objective: Any, found: Sequence[tuple[np.ndarray, ...]]) -> dict[str, bytes]:
-        """The first frames from above, truth green and detections orange, and the first one in 3D."""
-        low, high, files = objective.encoder.low, objective.encoder.high, {}
-        for index in range(min(self.num_pictures, len(self.frames))):
-            frame, (boxes, scores, _) = self.frames[index], found[index]
-            points, truth = frame.points.cpu().numpy(), frame.boxes.cpu().numpy()
-            files[f"frame_{frame.name}.png"] = bev_picture(
-                points, low=low, high=high, truth=truth, boxes=boxes, scores=scores, title=f"frame {frame.name}"
-            )
-            if index == 0 and (html := scene_html(points, truth=truth, boxes=boxes, scores=scores)):
-                files[f"frame_{frame.name}.html"] = html
-        return files
 
 
 def with_scores(truth: Objects) -> Objects:

@@ -13,14 +13,18 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from envs.kitti import Kitti
+from envs.scans import LabelledScans
+from envs.waymo import Waymo
 from perception.detection.decoding import Detections
 from perception.detection.kitti_ap import evaluate
 from tests.kitti_folder import write_kitti
 from tests.systems import composed
+from tests.waymo_folder import write_waymo
 from worldmodels import build
 from worldmodels.core import Objective, Phase
 from worldmodels.evals.bev_maps import BEVMaps, principal_colors
 from worldmodels.evals.detection import DetectionScore
+from worldmodels.evals.range_detection import RangeScore
 from worldmodels.evals.results import unpack
 from worldmodels.evals.scan_pictures import outlines, wires
 from worldmodels.formats.kitti_text import parse_objects
@@ -33,7 +37,7 @@ class Oracle(Objective):
 
     window = 1
 
-    def __init__(self, source: Kitti, shift: float = 0.0) -> None:
+    def __init__(self, source: LabelledScans, shift: float = 0.0) -> None:
         super().__init__()
         self.frames, self.shift = list(source.frames("val")), shift
         self.encoder = nn.Identity()
@@ -78,6 +82,38 @@ def test_result_files_are_what_other_evaluators_read(source):
     np.testing.assert_allclose(again[1], found.metrics["Car/3d/moderate"], atol=1e-6)
     assert "| Car | strict | 3d |" in found.files["ap.md"].decode()
     assert sum(name.endswith(".png") for name in found.files) == 4
+
+
+GROUPS = {"All": {"classes": ["Vehicle"], "overlap": 0.7}, "Cyclist": {"classes": ["Cyclist"], "overlap": 0.5}}
+
+
+def test_scores_by_distance_need_no_camera(tmp_path):
+    source = Waymo(data_dir=write_waymo(tmp_path))
+    score = RangeScore(source=source, every=0, groups=GROUPS, num_pictures=1)
+    right = unpack(score(Oracle(source), 3))
+    assert right.metrics["All/overall"] == right.metrics["Cyclist/0-30"] == right.metrics["score"] == pytest.approx(100)
+    assert right.metrics["boxes"] == 3
+    assert "All/50+" not in right.metrics, "there is none"
+    assert "| All | 0.7 | 100.00 | 100.00 | - | - |" in right.files["ap.md"].decode()
+    assert "frame_segment-3_with_camera_labels_0000.png" in right.files
+    saved = np.load(io.BytesIO(right.files["results.npz"]), allow_pickle=False)
+    assert saved["frame"].tolist() == [i for i in range(6) for _ in range(3)]
+    assert saved["frames"][0] == "segment-3_with_camera_labels/0000"
+    assert saved["classes"][saved["kind"]].tolist() == ["Vehicle", "Pedestrian", "Cyclist"] * 6
+    wrong = unpack(score(Oracle(source, shift=3.0), 3))
+    assert wrong.metrics["All/overall"] == wrong.metrics["score"] == 0
+
+
+def test_bad_choices_of_scores_by_distance_are_named(source, tmp_path):
+    waymo = Waymo(data_dir=write_waymo(tmp_path), is_labelled=False)
+    with pytest.raises(ValueError, match=r"range_detection needs labelled objects; val of .* has none"):
+        RangeScore(source=waymo, every=0, groups=GROUPS)
+    with pytest.raises(ValueError, match=r"groups: there is no class Vehicle; env.classes has Car, Pedestrian"):
+        RangeScore(source=source, every=0, groups=GROUPS)
+    with pytest.raises(
+        ValueError, match=r"needs a camera calibration for KITTI's AP; .* Use eval=\[range_detection,bev_map\]"
+    ):
+        DetectionScore(source=waymo, every=0)
 
 
 def test_bad_sources_and_objectives_are_named(source):
