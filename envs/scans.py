@@ -69,7 +69,7 @@ class Split:
 
         def clouds() -> Iterator[np.ndarray]:
             for frame in frames:
-                self._frames.append(frame._replace(points=frame.points[:0]))
+                self._frames.append(frame._replace(points=frame.points.new_empty(0, channels)))  # a slice would keep all
                 yield frame.points.numpy()
 
         self.store = PointStore.build(clouds(), channels, device=device, **memory)
