@@ -92,6 +92,11 @@ class Split:
         return (self[i] for i in range(len(self)))
 
     @property
+    def labels(self) -> Sequence[Frame]:
+        """The frames without their points, on the host: nothing is read or copied for them."""
+        return self._frames
+
+    @property
     def names(self) -> list[str]:
         """Names of the frames, in order."""
         return [frame.name for frame in self._frames]
@@ -264,7 +269,7 @@ class LabelledScans(ABC):
         frame = torch.arange(len(train), device=self.device).repeat_interleave(
             torch.tensor([len(c) for c in counts], device=self.device)
         )
-        join = lambda key: torch.cat([getattr(f, key) for f in train])  # noqa: E731
+        join = lambda key: torch.cat([getattr(f, key) for f in train.labels]).to(self.device)  # noqa: E731
         return ObjectBank(store, join("boxes"), join("box_class"), join("difficulty"), count, frame)
 
     def describe(self) -> dict[str, Any]:

@@ -57,6 +57,9 @@ def test_boxes_and_points_are_in_the_lidar_frame(folder: Path) -> None:
     assert frame.image_size == (375, 1242)
     assert frame.objects is not None
     assert frame.objects.type == ["Car", "Car", "Van"], "what is not detected is still there for the evaluation"
+    label = Kitti(data_dir=folder).frames("train").labels[1]
+    assert torch.equal(label.boxes, frame.boxes)
+    assert label.points.shape == (0, 4)
 
 
 def test_points_outside_the_image_are_cropped(folder: Path) -> None:

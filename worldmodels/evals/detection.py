@@ -62,10 +62,10 @@ class DetectionScore:
         if not hasattr(source, "frames"):
             raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use env=lidar_scenes")
         self.frames, self.classes = source.frames(split), source.classes
-        if any(frame.calibration is None for frame in self.frames):
+        if any(frame.calibration is None for frame in self.frames.labels):
             raise ValueError(f"{name} needs a camera calibration for KITTI's AP; {source.where} has none")
         self.every, self.batch_size, self.num_pictures, self.name = every, batch_size, num_pictures, name
-        self.truth = [frame.objects for frame in self.frames]
+        self.truth = [frame.objects for frame in self.frames.labels]
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Detect in all frames."""
@@ -94,7 +94,7 @@ class DetectionScore:
 
     def objects_of(self, index: int, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Objects:
         """Detections of frame ``index`` as lines of a result file."""
-        frame = self.frames[index]
+        frame = self.frames.labels[index]
         names = [self.classes[label] for label in labels]
         return frame.calibration.objects_of(boxes, names, frame.image_size, scores)
 
