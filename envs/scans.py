@@ -190,6 +190,8 @@ class LabelledScans(ABC):
         """The frames of "train" or "val", read when first asked for."""
         if split not in self._splits:
             names = self._names(split)
+            if not names:
+                raise ValueError(f"{self.where}: no frame is left of {split}. {'; '.join(self.notes)}")
             mark = hashlib.sha256(f"{self.where}/{split}/{os.getpid()}/{id(self)}".encode()).hexdigest()[:12]
             before = self.counted.copy()
             self._splits[split] = Split(

@@ -12,6 +12,7 @@ from torch import Generator
 
 from envs.once import Once
 from envs.paste import PastedObjects
+from worldmodels.evals.detection import DetectionScore
 
 
 @pytest.fixture
@@ -59,6 +60,11 @@ def test_pretraining_uses_every_frame_and_no_box(folder: Path) -> None:
     assert len(Once(data_dir=folder, is_labelled=False, label_fraction=0.7).frames("train")) == 2
     other = Once(data_dir=folder, classes=["Car"], splits={"train": "val"})
     assert "2 objects of the type Bus were left out" in other.notes
+
+
+def test_without_a_camera_there_is_no_ap_of_kitti(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"detection needs a camera calibration for KITTI's AP; .* has none"):
+        DetectionScore(source=Once(data_dir=folder), every=0)
 
 
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class DetectionScore:
         name: of this evaluator in logs and files.
 
     Raises:
-        ValueError: if the source has no such frames, or frames without a camera.
+        ValueError: if the source has no such frames, or frames without a camera or without labels.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class DetectionScore:
         self.frames, self.classes = source.frames(split), source.classes
         if any(frame.calibration is None for frame in self.frames.labels):
             raise ValueError(f"{name} needs a camera calibration for KITTI's AP; {source.where} has none")
+        if any(frame.objects is None for frame in self.frames.labels):
+            raise ValueError(f"{name} needs labels; those of {source.where} were not read. Set env.is_labelled=true")
         self.every, self.batch_size, self.num_pictures, self.name = every, batch_size, num_pictures, name
         self.truth = [frame.objects for frame in self.frames.labels]
 
@@ -127,6 +129,8 @@ class DetectionScore:
             "|---" * 9 + "|",
         ]
         for key, found in mine.items():
+            if key not in self.best:  # orientation, where labels do not know it
+                continue
             level, kind, metric = key.split("/")
             cells = [
                 f"{value:.2f} of {most:.2f}"
