@@ -92,7 +92,7 @@ class OccupancyMAE(Objective):
         return batch.copy().update({OBSERVATION: observation, KEPT: kept})
 
     def loss(self, batch: TensorDict) -> TensorDict:
-        """Binary cross-entropy of all parts; occupied and empty ones weigh half each."""
+        """Binary cross-entropy of all parts, occupied and empty ones weigh half each; "kept" is the share of voxels."""
         obs = batch[OBSERVATION][:, 0]
         logits = self.decode(self.encoder.bev(self.encoder.keeping(obs, batch[KEPT])))  # [B, Z, Y, X]
         occupied = self.occupied(obs)
@@ -102,7 +102,9 @@ class OccupancyMAE(Objective):
         with torch.no_grad():
             found = logits > 0
             both, either = (found & occupied).sum(), (found | occupied).sum()
-            stats = {"occupancy_iou": both / either.clamp_min(1), "kept": batch[KEPT].float().mean()}
+            is_voxel = obs[VOXELS, COORDS][..., 0] >= 0
+            kept = (batch[KEPT] & is_voxel).sum() / is_voxel.sum().clamp_min(1)
+            stats = {"occupancy_iou": both / either.clamp_min(1), "kept": kept}
         return TensorDict({LOSS: {"occupancy": balanced}, STAT: stats})
 
     def decode(self, bev: Tensor) -> Tensor:
