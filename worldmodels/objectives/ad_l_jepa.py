@@ -154,7 +154,8 @@ def variance_hinge(z: Tensor, mask: Tensor) -> Tensor:
     """
     weight = mask.to(z.dtype)[:, None]  # [B, 1, N]
     num = mask.sum(1, keepdim=True)
-    mean, square = ((weight @ values)[:, 0] / num.clamp_min(1) for values in (z, z.square()))
+    with torch.autocast(z.device.type, enabled=False):  # a difference of two means: bfloat16 leaves nothing of it
+        mean, square = ((weight @ values)[:, 0] / num.clamp_min(1) for values in (z, z.square()))
     variance = (square - mean.square()).clamp_min(0) * num / (num - 1).clamp_min(1)
     hinge = F.relu(1 / math.sqrt(z.shape[-1]) - (variance + VARIANCE_EPSILON).sqrt()).mean(-1)
     return torch.where(num[:, 0] >= 2, hinge, 0.0)
