@@ -108,6 +108,11 @@ class VoxelBackbone(Encoder):
         )
         return obs.copy().set(VOXELS, TensorDict(voxels._asdict(), batch_size=obs.batch_size))
 
+    def add_voxels(self, batch: TensorDict, generator: Generator) -> TensorDict:
+        """A Transform: "voxels" of a batch of single scans, leaves [B, 1, ...], once for all that encode it."""
+        voxels = self.voxelize(batch[OBSERVATION][:, 0], generator)[VOXELS]
+        return batch.copy().set(OBSERVATION, batch[OBSERVATION].copy().set(VOXELS, voxels[:, None]))
+
     def cells(self, obs: TensorDict) -> Tensor:
         """Cell of each voxel, int64 [B, V], -1 for padding; ``obs`` as `voxelize` returns it."""
         return bev_cells(obs[VOXELS, COORDS], self.grid, STRIDE)

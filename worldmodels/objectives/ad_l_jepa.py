@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Encoder, Objective, Phase, Target, Transform
-from worldmodels.keys import CELLS_OCCUPIED, CELLS_SHOWN, LOSS, OBSERVATION, POOLED, STAT, TOKENS, VOXELS
+from worldmodels.keys import CELLS_OCCUPIED, CELLS_SHOWN, LOSS, OBSERVATION, POOLED, STAT, TOKENS
 
 VARIANCE_EPSILON = 1e-4
 
@@ -78,11 +78,9 @@ class ADLJEPA(Objective):
 
     def draw_masks(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Add voxels, and bool [B, Y X]: "cells_occupied", which hold points, and "cells_shown"."""
-        obs = self.encoder.voxelize(batch[OBSERVATION][:, 0], generator)
-        occupied = self.encoder.occupied(obs)
-        observation = batch[OBSERVATION].copy().set(VOXELS, obs[VOXELS][:, None])
-        shown = self._draw_shown(occupied, generator)
-        return batch.copy().update({OBSERVATION: observation, CELLS_OCCUPIED: occupied, CELLS_SHOWN: shown})
+        batch = self.encoder.add_voxels(batch, generator)
+        occupied = self.encoder.occupied(batch[OBSERVATION][:, 0])
+        return batch.update({CELLS_OCCUPIED: occupied, CELLS_SHOWN: self._draw_shown(occupied, generator)})
 
     def _draw_shown(self, occupied: Tensor, generator: Generator) -> Tensor:
         """Of n occupied cells exactly floor((1 - ratio) n) are shown; each empty one with chance 1 - ratio."""

@@ -84,12 +84,10 @@ class OccupancyMAE(Objective):
 
     def draw_masks(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Add voxels, and bool "voxels_kept" [B, V]: each voxel with its distance's chance."""
-        obs = self.encoder.voxelize(batch[OBSERVATION][:, 0], generator)
-        distance = self.encoder.centres(obs)[..., :2].norm(dim=-1)  # [B, V] metres
+        batch = self.encoder.add_voxels(batch, generator)
+        distance = self.encoder.centres(batch[OBSERVATION][:, 0])[..., :2].norm(dim=-1)  # [B, V] metres
         ratio = self.ratios[torch.bucketize(distance, self.distances)]
-        kept = torch.rand(ratio.shape, generator=generator, device=ratio.device) >= ratio
-        observation = batch[OBSERVATION].copy().set(VOXELS, obs[VOXELS][:, None])
-        return batch.copy().update({OBSERVATION: observation, KEPT: kept})
+        return batch.set(KEPT, torch.rand(ratio.shape, generator=generator, device=ratio.device) >= ratio)
 
     def loss(self, batch: TensorDict) -> TensorDict:
         """Binary cross-entropy of all parts, occupied and empty ones weigh half each; "kept" is the share of voxels."""
