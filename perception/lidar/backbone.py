@@ -17,7 +17,7 @@ from torchrl.data import Composite
 
 from perception.lidar.encode import EPSILON, LAYERS, STRIDE, Encoded, encode, encode_opaque, final_shape
 from perception.lidar.sparse_conv import SparseConv3d, SubmanifoldConv3d, backend_for
-from perception.lidar.voxelize import bev_cells, grid_size, voxelize
+from perception.lidar.voxelize import bev_cells, constant, grid_size, voxelize
 from worldmodels.core import Encoder
 from worldmodels.keys import COORDS, FEATURES, NUM_POINTS, OBSERVATION, POINTS, POOLED, TOKENS, VOXELS
 
@@ -138,11 +138,8 @@ class VoxelBackbone(Encoder):
 
     def centres(self, obs: TensorDict) -> Tensor:
         """Centres of voxels in metres, [B, V, 3], x, y, z; of no meaning for padding. ``obs`` as in `keeping`."""
-        coords = obs[VOXELS, COORDS].flip(-1)  # x, y, z
-        side, low = (
-            torch.tensor(values, device=coords.device, dtype=torch.float32) for values in (self.voxel_size, self.low)
-        )
-        return (coords + 0.5) * side + low
+        coords = obs[VOXELS, COORDS].flip(-1) + 0.5  # x, y, z
+        return coords * constant(self.voxel_size, coords) + constant(self.low, coords)
 
     def bev(self, obs: TensorDict) -> Tensor:
         """Bird's-eye view [B, D, Y, X], zero where nothing is active; ``obs`` with or without "voxels"."""

@@ -113,10 +113,10 @@ class OccupancyMAE(Objective):
     def occupied(self, obs: TensorDict) -> Tensor:
         """Which parts hold a voxel of ``obs``: bool [B, Z', Y', X']."""
         coords = obs[VOXELS, COORDS]  # [B, V, 3]
-        part = coords.div(coords.new_tensor(self.steps), rounding_mode="floor")
+        voxels = zip(coords.unbind(-1), self.steps, strict=True)
+        z, y, x = (voxel.div(step, rounding_mode="floor") for voxel, step in voxels)
         num_z, num_y, num_x = self.fine
-        flat = (part[..., 0] * num_y + part[..., 1]) * num_x + part[..., 2]
-        num = num_z * num_y * num_x
+        flat, num = (z * num_y + y) * num_x + x, num_z * num_y * num_x
         flat = torch.where(coords[..., 0] >= 0, flat, num)  # padding marks one too many
         marks = torch.zeros(len(flat), num + 1, dtype=torch.bool, device=flat.device).scatter(1, flat, True)
         return marks[:, :num].unflatten(1, self.fine)

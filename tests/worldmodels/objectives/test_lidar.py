@@ -236,6 +236,18 @@ def test_voxels_are_hidden_by_distance():
         occupancy_mae(mask_ratio=[0.5], mask_distance=[5])
 
 
+@pytest.mark.gpu
+def test_drawing_masks_does_not_wait_for_the_gpu():
+    for objective in (ad_l_jepa().cuda(), occupancy_mae().cuda()):
+        batch, generator = scans().cuda(), Generator("cuda")
+        objective.draw_masks(batch, generator)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            objective.draw_masks(batch, generator)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_both_learn_a_batch():
     for objective in (ad_l_jepa(), occupancy_mae()):
         batch = drawn(objective, scans())
