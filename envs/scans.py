@@ -69,7 +69,8 @@ class Split:
 
         def clouds() -> Iterator[np.ndarray]:
             for frame in frames:
-                self._frames.append(frame._replace(points=frame.points.new_empty(0, channels)))  # a slice would keep all
+                nothing = frame.points.new_empty(0, channels)  # a slice of the points would keep them all in memory
+                self._frames.append(frame._replace(points=nothing))
                 yield frame.points.numpy()
 
         self.store = PointStore.build(clouds(), channels, device=device, **memory)

@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
-from perception.lidar.encode import EPSILON, LAYERS, STRIDE, Encoded, encode, encode_opaque, final_shape
+from perception.lidar.encode import EPSILON, LAYERS, STRIDE, Encoded, Inputs, encode, encode_opaque, final_shape
 from perception.lidar.sparse_conv import SparseConv3d, SubmanifoldConv3d, backend_for
 from perception.lidar.voxelize import bev_cells, constant, grid_size, voxelize
 from worldmodels.core import Encoder
@@ -212,9 +212,9 @@ class VoxelBackbone(Encoder):
         weights = [weight for conv, norm in layers for weight in (conv.weight, norm.weight, norm.bias)]
         means = torch.cat([norm.running_mean for norm in self.norms])  # copies: the originals move before backward
         variances = torch.cat([norm.running_var for norm in self.norms])
-        run = encode_opaque if torch.compiler.is_compiling() else encode
         features, coords = obs[VOXELS, FEATURES], obs[VOXELS, COORDS]
-        out = Encoded(*run(features, coords, weights, means, variances, list(self.shape), self.training))
+        inputs = Inputs(features, coords, weights, means, variances, list(self.shape), self.training)
+        out = Encoded(*encode_opaque(*inputs)) if torch.compiler.is_compiling() else encode(inputs)
         if self.training:
             self._follow(out)
         return out

@@ -129,7 +129,7 @@ def voxelize(
 
 
 def constant(values: Sequence[int | float], like: Tensor) -> Tensor:
-    """``values`` as a vector of the type of ``like``, on its device: filled there, as the host waits for what it copies."""
+    """``values`` as a vector [n] of the type and device of ``like``: filled there, as a copy makes the host wait."""
     return torch.stack([like.new_full((), value) for value in values])
 
 
