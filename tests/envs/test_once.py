@@ -76,6 +76,16 @@ def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
         Once(data_dir=folder, classes=["Van"])
     with pytest.raises(FileNotFoundError, match=r"raw_small.txt: there is no such file"):
         Once(data_dir=folder, splits={"train": "raw_small"})
+    scan = folder / "data/000076/lidar_roof/160.bin"
+    content = scan.read_bytes()
+    scan.write_bytes(content[:-3])
+    with pytest.raises(ValueError, match=r"160.bin: 1917 bytes are no whole number of points of 16 bytes"):
+        Once(data_dir=folder)
+    scan.unlink()
+    with pytest.raises(FileNotFoundError, match=r"160.bin: there is no such file"):
+        Once(data_dir=folder)
+    scan.write_bytes(np.full((3, 4), np.nan, "<f4").tobytes() + content)
+    assert "3 points that are not finite were left out" in Once(data_dir=folder).notes
     path = folder / "data/000076/000076.json"
     whole = json.loads(path.read_text())
     whole["frames"][0]["annos"]["names"] = ["Car"]
