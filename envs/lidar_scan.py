@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.lidar_world import World, build
-from worldmodels.formats.kitti import NEAR, Calibration, wrap
+from worldmodels.formats.kitti import NEAR, Calibration
 from worldmodels.formats.kitti import USUAL_SIZE as IMAGE_SIZE
 from worldmodels.formats.kitti_text import DONT_CARE, Objects
 
@@ -144,7 +144,7 @@ def _labels(
         type=[world.types[i] if good else DONT_CARE for i, good in zip(rows, is_box, strict=True)],
         truncated=fill(truncated[rows], -1),
         occluded=fill(occluded[rows], -1).astype(np.int64),
-        alpha=fill(wrap(objects.alpha[rows]), -10),
+        alpha=fill(objects.alpha[rows], -10),
         bbox=clipped[rows],
         size=fill(objects.size[rows], -1),
         location=fill(objects.location[rows], -1000),

@@ -83,5 +83,5 @@ class PointStore:
             for i, cloud in enumerate(kept):
                 points[at : at + len(cloud)] = torch.from_numpy(cloud)
                 at += len(cloud)
-                kept[i] = cloud[:0]  # freed as we go: no second copy of everything
+                kept[i] = np.empty(0)  # freed as we go: no second copy of everything
         return cls(points, torch.tensor(counts, dtype=torch.int64), device=device, width=width)

@@ -70,7 +70,8 @@ class Split:
 
         def clouds() -> Iterator[np.ndarray]:
             for frame in frames:
-                self._frames.append(frame._replace(points=frame.points[:0]))
+                nothing = frame.points.new_empty(0, channels)  # a slice of the points would keep them all in memory
+                self._frames.append(frame._replace(points=nothing))
                 yield frame.points.numpy()
 
         self.store = PointStore.build(clouds(), channels, device=device, **memory)
@@ -91,6 +92,11 @@ class Split:
 
     def __iter__(self) -> Iterator[Frame]:
         return (self[i] for i in range(len(self)))
+
+    @property
+    def labels(self) -> Sequence[Frame]:
+        """The frames without their points, on the host: nothing is read or copied for them."""
+        return self._frames
 
     @property
     def names(self) -> list[str]:
@@ -234,6 +240,8 @@ class LabelledScans(ABC):
         """The frames of "train" or "val", read when first asked for."""
         if split not in self._splits:
             names = self._names(split)
+            if not names:
+                raise ValueError(f"{self.where}: no frame is left of {split}. {'; '.join(self.notes)}")
             mark = hashlib.sha256(f"{self.where}/{split}/{os.getpid()}/{id(self)}".encode()).hexdigest()[:12]
             before = self.counted.copy()
             self._splits[split] = Split(
@@ -313,7 +321,7 @@ class LabelledScans(ABC):
         frame = torch.arange(len(train), device=self.device).repeat_interleave(
             torch.tensor([len(c) for c in counts], device=self.device)
         )
-        join = lambda key: torch.cat([getattr(f, key) for f in train])  # noqa: E731
+        join = lambda key: torch.cat([getattr(f, key) for f in train.labels]).to(self.device)  # noqa: E731
         return ObjectBank(store, join("boxes"), join("box_class"), join("difficulty"), count, frame)
 
     def describe(self) -> dict[str, Any]:

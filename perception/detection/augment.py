@@ -91,15 +91,15 @@ class BoxesInRange:
     """
 
     def __init__(self, *, low: Sequence[int | float], high: Sequence[int | float]) -> None:
-        self.low, self.high = torch.tensor([[float(edge) for edge in corner] for corner in (low, high)])
+        self.limits = tuple(zip(low, high, strict=True))
 
     def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Drop boxes of all samples."""
         if BOXES not in batch.keys():
             return batch
         boxes, box_class = batch[BOXES], batch[BOX_CLASS]
-        points = corners(boxes)  # [B, T, M, 8, 3]
-        is_inside = ((points >= self.low.to(points)) & (points <= self.high.to(points))).all(-1).any(-1)
+        places = zip(corners(boxes).unbind(-1), self.limits, strict=True)  # [B, T, M, 8] along x, y, z
+        is_inside = torch.stack([(place >= low) & (place <= high) for place, (low, high) in places]).all(0).any(-1)
         is_kept = is_inside & (box_class >= 0)
         new = {BOXES: torch.where(is_kept[..., None], boxes, 0.0), BOX_CLASS: torch.where(is_kept, box_class, -1)}
         return batch.copy().update(new)

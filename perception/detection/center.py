@@ -39,6 +39,7 @@ class CenterHead(nn.Module):
     low: Tensor  # [3]
     high: Tensor  # [3]
     cell: Tensor  # [2], metres along x and y
+    last: Tensor  # [2], the middle of the last cell along x and y, in cells
 
     def __init__(
         self,
@@ -66,8 +67,9 @@ class CenterHead(nn.Module):
         corners = torch.tensor([[float(edge) for edge in corner] for corner in (low, high)])
         self.register_buffer("low", corners[0], persistent=False)
         self.register_buffer("high", corners[1], persistent=False)
-        size = (corners[1] - corners[0])[:2] / torch.tensor([self.grid[1], self.grid[0]])
-        self.register_buffer("cell", size, persistent=False)
+        num = torch.tensor([self.grid[1], self.grid[0]])
+        self.register_buffer("cell", (corners[1] - corners[0])[:2] / num, persistent=False)
+        self.register_buffer("last", num - 0.5, persistent=False)
         self.shared = _conv(self.backbone.dim, width)
         outs = {"heat": self.num_classes, **PARTS}
         last = {name: nn.Conv2d(width, num, 3, padding=1) for name, num in outs.items()}
@@ -103,8 +105,7 @@ class CenterHead(nn.Module):
 
         A centre outside the map moves to its edge (the box has a corner inside).
         """
-        most = torch.tensor([self.grid[1], self.grid[0]], device=boxes.device) - 0.5
-        centre = torch.minimum(((boxes[..., :2] - self.low[:2]) / self.cell).clamp_min(0), most)
+        centre = torch.minimum(((boxes[..., :2] - self.low[:2]) / self.cell).clamp_min(0), self.last)
         return centre, centre.floor().long()
 
     def numbers(self, boxes: Tensor, offset: Tensor) -> Tensor:

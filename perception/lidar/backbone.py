@@ -15,9 +15,9 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
-from perception.lidar.encode import EPSILON, LAYERS, STRIDE, Encoded, encode, encode_opaque, final_shape
+from perception.lidar.encode import EPSILON, LAYERS, STRIDE, Encoded, Inputs, encode, encode_opaque, final_shape
 from perception.lidar.sparse_conv import SparseConv3d, SubmanifoldConv3d, backend_for
-from perception.lidar.voxelize import bev_cells, grid_size, voxelize
+from perception.lidar.voxelize import bev_cells, constant, grid_size, voxelize
 from worldmodels.core import Encoder
 from worldmodels.keys import COORDS, FEATURES, NUM_POINTS, OBSERVATION, POINTS, POOLED, TOKENS, VOXELS
 
@@ -108,6 +108,11 @@ class VoxelBackbone(Encoder):
         )
         return obs.copy().set(VOXELS, TensorDict(voxels._asdict(), batch_size=obs.batch_size))
 
+    def add_voxels(self, batch: TensorDict, generator: Generator) -> TensorDict:
+        """A Transform: "voxels" of a batch of single scans, leaves [B, 1, ...], once for all that encode it."""
+        voxels = self.voxelize(batch[OBSERVATION][:, 0], generator)[VOXELS]
+        return batch.copy().set(OBSERVATION, batch[OBSERVATION].copy().set(VOXELS, voxels[:, None]))
+
     def cells(self, obs: TensorDict) -> Tensor:
         """Cell of each voxel, int64 [B, V], -1 for padding; ``obs`` as `voxelize` returns it."""
         return bev_cells(obs[VOXELS, COORDS], self.grid, STRIDE)
@@ -133,11 +138,8 @@ class VoxelBackbone(Encoder):
 
     def centres(self, obs: TensorDict) -> Tensor:
         """Centres of voxels in metres, [B, V, 3], x, y, z; of no meaning for padding. ``obs`` as in `keeping`."""
-        coords = obs[VOXELS, COORDS].flip(-1)  # x, y, z
-        side, low = (
-            torch.tensor(values, device=coords.device, dtype=torch.float32) for values in (self.voxel_size, self.low)
-        )
-        return (coords + 0.5) * side + low
+        coords = obs[VOXELS, COORDS].flip(-1) + 0.5  # x, y, z
+        return coords * constant(self.voxel_size, coords) + constant(self.low, coords)
 
     def bev(self, obs: TensorDict) -> Tensor:
         """Bird's-eye view [B, D, Y, X], zero where nothing is active; ``obs`` with or without "voxels"."""
@@ -210,9 +212,9 @@ class VoxelBackbone(Encoder):
         weights = [weight for conv, norm in layers for weight in (conv.weight, norm.weight, norm.bias)]
         means = torch.cat([norm.running_mean for norm in self.norms])  # copies: the originals move before backward
         variances = torch.cat([norm.running_var for norm in self.norms])
-        run = encode_opaque if torch.compiler.is_compiling() else encode
         features, coords = obs[VOXELS, FEATURES], obs[VOXELS, COORDS]
-        out = Encoded(*run(features, coords, weights, means, variances, list(self.shape), self.training))
+        inputs = Inputs(features, coords, weights, means, variances, list(self.shape), self.training)
+        out = Encoded(*encode_opaque(*inputs)) if torch.compiler.is_compiling() else encode(inputs)
         if self.training:
             self._follow(out)
         return out

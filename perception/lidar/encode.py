@@ -40,6 +40,18 @@ LAYERS = (
 )
 
 
+class Inputs(NamedTuple):
+    """What `encode` needs, and its operators in this order."""
+
+    features: Tensor  # float [B, V, C]
+    coords: Tensor  # int64 [B, V, 3], z, y, x; -1 for padding
+    weights: Sequence[Tensor]  # of each layer the kernel, the norm's gain and its bias
+    means: Tensor  # [sum of widths], running statistics of the norms, layer after layer
+    variances: Tensor  # the same
+    shape: Sequence[int]  # (Z, Y, X) of the grid of voxels
+    is_training: bool  # whether norms use statistics of this batch
+
+
 class Encoded(NamedTuple):
     """What `encode` gives."""
 
@@ -67,26 +79,13 @@ def final_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     return shape[0], shape[1], shape[2]
 
 
-def encode(
-    features: Tensor,
-    coords: Tensor,
-    weights: Sequence[Tensor],
-    means: Tensor,
-    variances: Tensor,
-    shape: Sequence[int],
-    is_training: bool,
-) -> Encoded:
+def encode(inputs: Inputs) -> Encoded:
     """Run the layers on the voxels of a batch.
 
-    Args:
-        features: float [B, V, C].
-        coords: int64 [B, V, 3], z, y, x; -1 for padding.
-        weights: of each layer the kernel, the norm's gain and its bias.
-        means, variances: [sum of widths], the running statistics of the norms, layer after layer.
-        shape: (Z, Y, X) of the grid of voxels.
-        is_training: whether norms use statistics of this batch, over the active sites of all its samples, which are
-            returned. Of fewer than two sites there are none: the running ones are returned.
+    In training norms use statistics over the active sites of all samples, which are returned. Of fewer than two sites
+    there are none: the running ones are returned, as they are otherwise.
     """
+    features, coords, weights, means, variances, shape, is_training = inputs
     _, height, width = final_shape(shape)
     is_voxel = coords[..., 0] >= 0
     sample, slot = is_voxel.nonzero(as_tuple=True)  # the host waits for the number of voxels
@@ -158,71 +157,74 @@ def empty_bev(like: Tensor, batch_size: int, channels: int, grid: Sequence[int])
 
 
 # --- the same as one operator, for torch.compile --------------------------------------------------------------------
+# An operator takes no tuple: the fields of `Inputs` one by one.
 INPUTS = "Tensor features, Tensor coords, Tensor[] weights, Tensor means, Tensor variances, int[] shape, bool train"
 
 
 @torch.library.custom_op(
     "worldmodels::sparse_encode", mutates_args=(), schema=f"({INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)"
 )
-def encode_opaque(
-    features: Tensor,
-    coords: Tensor,
-    weights: Sequence[Tensor],
-    means: Tensor,
-    variances: Tensor,
-    shape: Sequence[int],
-    train: bool,
-) -> tuple[Tensor, ...]:
-    """`encode` as an operator that the compiler does not look into."""
-    return tuple(encode(features, coords, weights, means, variances, shape, train))
+def encode_opaque(*inputs: Any) -> tuple[Tensor, ...]:
+    """`encode` as an operator that the compiler does not look into: the fields of `Inputs` to those of `Encoded`."""
+    return tuple(encode(Inputs(*inputs)))
 
 
 @encode_opaque.register_fake
-def _(features, coords, weights, means, variances, shape, train) -> tuple[Tensor, ...]:
-    depth, height, width = final_shape(shape)
-    bev = empty_bev(features, len(features), len(weights[-1]) * depth, (height, width))
-    is_active = features.new_empty(len(features), height, width, dtype=torch.bool)
-    return bev, is_active, torch.empty_like(means), torch.empty_like(variances)
+def _encoded_shapes(*inputs: Any) -> tuple[Tensor, ...]:
+    """What `encode_opaque` gives, without values."""
+    given = Inputs(*inputs)
+    depth, height, width = final_shape(given.shape)
+    batch, last_gain = len(given.features), given.weights[-1]
+    bev = empty_bev(given.features, batch, len(last_gain) * depth, (height, width))
+    is_active = bev.new_empty(batch, height, width, dtype=torch.bool)
+    return bev, is_active, torch.empty_like(given.means), torch.empty_like(given.variances)
 
 
 @torch.library.custom_op(
     "worldmodels::sparse_encode_backward", mutates_args=(), schema=f"(Tensor grad, {INPUTS}) -> (Tensor, Tensor[])"
 )
-def encode_backward(
-    grad: Tensor,
-    features: Tensor,
-    coords: Tensor,
-    weights: Sequence[Tensor],
-    means: Tensor,
-    variances: Tensor,
-    shape: Sequence[int],
-    train: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Gradients of features and weights: forward once more, with autograd, and back."""
+def encode_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """Forward once more, with autograd, and back.
+
+    Args:
+        grad: of the bird's-eye view, [B, D, Y, X]; the other outputs have none.
+        inputs: the fields of `Inputs`, as they were in the forward pass.
+
+    Returns:
+        gradients of the features [B, V, C] and of each of the weights.
+    """
+    given = Inputs(*inputs)
     off = torch._C._dispatch_tls_local_exclude_set()  # an operator runs with autograd switched off for its thread
     for key in (torch._C.DispatchKey.AutogradFunctionality, torch._C.DispatchKey.ADInplaceOrView):
         off = off.remove(key)
     with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), off), torch.enable_grad():
-        leaves = [tensor.detach().requires_grad_() for tensor in (features, *weights)]
-        bev = encode(leaves[0], coords, leaves[1:], means, variances, shape, train).bev
+        leaves = [tensor.detach().requires_grad_() for tensor in (given.features, *given.weights)]
+        bev = encode(given._replace(features=leaves[0], weights=leaves[1:])).bev
         grads = torch.autograd.grad(bev, leaves, grad)
     return grads[0], list(grads[1:])
 
 
 @encode_backward.register_fake
-def _(grad, features, coords, weights, means, variances, shape, train) -> tuple[Tensor, list[Tensor]]:
-    return torch.empty_like(features), [torch.empty_like(weight) for weight in weights]
+def _gradient_shapes(grad: Tensor, *inputs: Any) -> tuple[Tensor, list[Tensor]]:
+    """What `encode_backward` gives, without values."""
+    given = Inputs(*inputs)
+    return torch.empty_like(given.features), [torch.empty_like(weight) for weight in given.weights]
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    features, coords, weights, means, variances, ctx.shape, ctx.train = inputs
-    ctx.save_for_backward(features, coords, means, variances, *weights)
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save what `encode_backward` needs."""
+    given = Inputs(*inputs)
+    ctx.shape, ctx.is_training = given.shape, given.is_training
+    ctx.save_for_backward(given.features, given.coords, given.means, given.variances, *given.weights)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Any, ...]:
+    """Gradients of the seven inputs, for ``grad`` of the bird's-eye view; None where there is none."""
     features, coords, means, variances, *weights = ctx.saved_tensors
-    grads = encode_backward(grad, features, coords, weights, means, variances, ctx.shape, ctx.train)
-    return grads[0], None, grads[1], None, None, None, None
+    of_features, of_weights = encode_backward(
+        grad, features, coords, weights, means, variances, ctx.shape, ctx.is_training
+    )
+    return of_features, None, of_weights, None, None, None, None
 
 
 encode_opaque.register_autograd(_backward, setup_context=_keep_inputs)

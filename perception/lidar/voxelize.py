@@ -87,9 +87,10 @@ def voxelize(
         points = points.take_along_dim(order.argsort(1)[..., None], 1)
     is_finite = points.isfinite().all(-1)
 
-    start, end, side = (points.new_tensor(list(values)) for values in (low, high, voxel_size))
+    grid = (size_x, size_y, size_z)
+    start, end, side, most = (constant(values, points) for values in (low, high, voxel_size, grid))
     place = ((points[..., :3] - start) / side).floor()  # [B, P, 3]; NaN fails every comparison below
-    is_inside = ((place >= 0) & (place < points.new_tensor([size_x, size_y, size_z]))).all(-1)
+    is_inside = ((place >= 0) & (place < most)).all(-1)
     is_inside &= ((points[..., :2] >= start[:2]) & (points[..., :2] <= end[:2])).all(-1) & is_finite & is_point
     x, y, z = torch.where(is_inside[..., None], place, 0).long().unbind(-1)
     sample = torch.arange(batch, device=device)[:, None]
@@ -125,6 +126,11 @@ def voxelize(
         num_dropped=(found - max_voxels).clamp_min(0),
         num_broken=(is_point & ~is_finite).sum(1),
     )
+
+
+def constant(values: Sequence[int | float], like: Tensor) -> Tensor:
+    """``values`` as a vector [n] of the type and device of ``like``: filled there, as a copy makes the host wait."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def bev_cells(coords: Tensor, grid: Sequence[int], stride: int = 8) -> Tensor:

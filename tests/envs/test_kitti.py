@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import weakref
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Generator
 
 from envs.kitti import Kitti, png_size
+from envs.scans import Frame, Split
 from tests.kitti_folder import CAR, write_frame, write_kitti
 from worldmodels.geometry.boxes import points_in_boxes
 
@@ -54,6 +57,9 @@ def test_boxes_and_points_are_in_the_lidar_frame(folder: Path) -> None:
     assert frame.image_size == (375, 1242)
     assert frame.objects is not None
     assert frame.objects.type == ["Car", "Car", "Van"], "what is not detected is still there for the evaluation"
+    label = Kitti(data_dir=folder).frames("train").labels[1]
+    assert torch.equal(label.boxes, frame.boxes)
+    assert label.points.shape == (0, 4)
 
 
 def test_points_outside_the_image_are_cropped(folder: Path) -> None:
@@ -109,6 +115,23 @@ def test_large_scans_stay_on_disk_and_give_the_same_batches(
         assert (a == b).all()
     assert torch.equal(small.frames("train")[2].points, large.frames("train")[2].points)
     assert not list((tmp_path / "home").rglob("*.f32")), "nothing is left behind"
+
+
+@pytest.mark.parametrize("max_bytes", [10**9, 3000])
+def test_scans_are_in_memory_once_or_not_at_all(tmp_path: Path, max_bytes: int) -> None:
+    """What was read may go: a part of it that is still held, however small, would keep the whole of it."""
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def frames() -> Iterator[Frame]:
+        for i in range(5):
+            points = np.full((100, 4), i, dtype=np.float32)
+            alive.append(weakref.ref(points))
+            none = torch.zeros(0, dtype=torch.int64)
+            yield Frame(str(i), torch.from_numpy(points), torch.zeros(0, 7), none, none)
+
+    split = Split(frames(), 4, device=torch.device("cpu"), max_device_bytes=max_bytes, spill=tmp_path / "scans")
+    assert sum(ref() is not None for ref in alive) == 0
+    assert [float(frame.points.mean()) for frame in split] == [0, 1, 2, 3, 4]
 
 
 def test_other_types_are_counted_and_unknown_ones_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

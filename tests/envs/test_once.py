@@ -12,6 +12,7 @@ from torch import Generator
 from envs.once import Once
 from envs.paste import PastedObjects
 from tests.once_folder import write_once
+from worldmodels.evals.detection import DetectionScore
 
 
 @pytest.fixture
@@ -43,6 +44,11 @@ def test_pretraining_uses_every_frame_and_no_box(folder: Path) -> None:
     assert "2 objects of the type Bus were left out" in other.notes
 
 
+def test_without_a_camera_there_is_no_ap_of_kitti(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"detection needs a camera calibration for KITTI's AP; .* has none"):
+        DetectionScore(source=Once(data_dir=folder), every=0)
+
+
 def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"env.data_dir is null"):
         Once(data_dir=None)
@@ -52,6 +58,16 @@ def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
         Once(data_dir=folder, classes=["Van"])
     with pytest.raises(FileNotFoundError, match=r"raw_medium.txt: there is no such file"):
         Once(data_dir=folder, splits={"train": "raw_medium"})
+    scan = folder / "data/000076/lidar_roof/160.bin"
+    content = scan.read_bytes()
+    scan.write_bytes(content[:-3])
+    with pytest.raises(ValueError, match=r"160.bin: 1917 bytes are no whole number of points of 16 bytes"):
+        Once(data_dir=folder)
+    scan.unlink()
+    with pytest.raises(FileNotFoundError, match=r"160.bin: there is no such file"):
+        Once(data_dir=folder)
+    scan.write_bytes(np.full((3, 4), np.nan, "<f4").tobytes() + content)
+    assert "3 points that are not finite were left out" in Once(data_dir=folder).notes
     path = folder / "data/000076/000076.json"
     whole = json.loads(path.read_text())
     whole["frames"][0]["annos"]["names"] = ["Car"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from worldmodels.geometry import overlap
-from worldmodels.geometry.boxes import corners, footprint, points_in_boxes, wrap
+from worldmodels.geometry.boxes import EDGES, corners, footprint, points_in_boxes, wrap
 from worldmodels.geometry.overlap import bev_intersection, bev_iou, iou_3d
 
 GOLDEN = {"inter": bev_intersection, "iou_bev": bev_iou, "iou_3d": iou_3d}
@@ -173,6 +173,8 @@ def test_corners_of_a_turned_box():
     torch.testing.assert_close(found[4:, :2], plane)
     torch.testing.assert_close(found[:, 2], torch.tensor([-1.75] * 4 + [-0.25] * 4))
     assert corners(box.expand(2, 3, 7)).shape == (2, 3, 8, 3)
+    start, end = found[torch.tensor(EDGES)].unbind(1)
+    assert sorted((end - start).norm(dim=1).tolist()) == pytest.approx([1.5] * 4 + [2] * 4 + [4] * 4)
 
 
 def test_points_in_boxes_are_those_between_the_faces():
@@ -202,3 +204,4 @@ def test_wrap_brings_angles_into_the_period():
     centred = wrap(angle, 0.5, 2 * math.pi)
     torch.testing.assert_close(centred, torch.remainder(angle + math.pi, 2 * math.pi) - math.pi)
     assert bool(((wrap(angle, 0, math.pi) >= 0) & (wrap(angle, 0, math.pi) < math.pi)).all())
+    np.testing.assert_array_equal(wrap(angle.numpy(), 0.5, 2 * math.pi), centred.numpy())

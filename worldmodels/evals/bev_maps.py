@@ -65,8 +65,11 @@ def principal_colors(features: Tensor) -> tuple[Tensor, float]:
     """First three principal components of features [N, D], each spread over 0..1 by its 2nd and 98th percentile.
 
     Returns:
-        [N, 3] and the share of variance they hold. Signs are fixed so that the largest weight is positive.
+        [N, 3] and the share of variance they hold, 0 where there is none. Signs are fixed so that the largest weight is
+        positive.
     """
+    if not len(features):  # scans without a point in range, or an encoder that is zero everywhere
+        return features.new_zeros(0, 3), 0.0
     centred = (features - features.mean(0)).double()
     values, vectors = torch.linalg.eigh(centred.mT @ centred)
     axes = vectors[:, -3:].flip(1)

@@ -57,7 +57,7 @@ class RangeScore:
         }
         self.frames, self.where, self.classes = source.frames(split), source.where, source.classes
         self.every, self.batch_size, self.num_pictures, self.name = every, batch_size, num_pictures, name
-        labels = [(frame.boxes.cpu().double().numpy(), frame.box_class.cpu().numpy()) for frame in self.frames]
+        labels = [(frame.boxes.cpu().double().numpy(), frame.box_class.cpu().numpy()) for frame in self.frames.labels]
         self.truth = _joined([Found(boxes, np.zeros(len(boxes)), kinds) for boxes, kinds in labels])
         if not len(self.truth.frame):
             raise ValueError(f"{name} needs labelled objects; {split} of {self.where} has none")

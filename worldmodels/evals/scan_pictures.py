@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from worldmodels.evals.pictures import new_figure, png
-from worldmodels.geometry.boxes import corners, footprint
+from worldmodels.geometry.boxes import EDGES, corners, footprint
 
 TRUTH, FOUND = "#1a9850", "#e8590c"
-_LINES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
+MIN_SCORE = 0.3  # of detections that are drawn
 
 
 def bev_picture(
@@ -23,14 +23,13 @@ def bev_picture(
     truth: np.ndarray,
     boxes: np.ndarray,
     scores: np.ndarray,
-    min_score: float = 0.3,
     title: str = "",
 ) -> bytes:
     """A scan from above, forward upwards: points by height, truth green, detections orange, a tick at the front.
 
     Args:
         points: [P, 3 or more] metres; low, high: range drawn.
-        truth: [M, 7]; boxes: [K, 7], of which those with ``scores`` [K] above ``min_score`` are drawn.
+        truth: [M, 7]; boxes: [K, 7], of which those with ``scores`` [K] from ``MIN_SCORE`` on are drawn.
 
     Returns:
         A PNG file.
@@ -41,14 +40,14 @@ def bev_picture(
     inside = np.logical_and.reduce([(points[:, i] >= low[i]) & (points[:, i] < high[i]) for i in range(3)])
     shown = points[inside]
     axes.scatter(shown[:, 1], shown[:, 0], c=shown[:, 2], s=0.25, cmap="viridis", vmin=low[2], vmax=high[2], lw=0)
-    is_sure = scores >= min_score
+    is_sure = scores >= MIN_SCORE
     for group, color, line in ((truth, TRUTH, 1.4), (boxes[is_sure], FOUND, 0.9)):
         for outline in outlines(group):
             axes.plot(outline[:, 1], outline[:, 0], color=color, linewidth=line)
     for box, score in zip(boxes[is_sure], scores[is_sure], strict=True):
         axes.annotate(f"{score:.2f}", (box[1], box[0]), color=FOUND, fontsize=4, ha="center", va="center")
     axes.set(xlim=(high[1], low[1]), ylim=(low[0], high[0]), aspect="equal")  # y to the left, as the sensor sees it
-    axes.set_title(f"{title}: truth green, found orange (score at least {min_score})", fontsize=7)
+    axes.set_title(f"{title}: truth green, found orange (score at least {MIN_SCORE})", fontsize=7)
     axes.tick_params(labelsize=6)
     return png(figure)
 
@@ -83,7 +82,7 @@ def scene_html(points: np.ndarray, *, truth: np.ndarray, boxes: np.ndarray, scor
     x, y, z = points[:, :3].T
     dots = {"size": 1, "color": z, "colorscale": "Viridis"}
     parts: list[Any] = [plotly.Scatter3d(x=x, y=y, z=z, mode="markers", marker=dots, name="points")]
-    sure = boxes[scores >= 0.3]
+    sure = boxes[scores >= MIN_SCORE]
     for name, group, color in (("truth", truth, TRUTH), ("found", sure, FOUND)):
         x, y, z = wires(group).T
         parts.append(plotly.Scatter3d(x=x, y=y, z=z, mode="lines", line={"color": color, "width": 4}, name=name))
@@ -94,5 +93,5 @@ def scene_html(points: np.ndarray, *, truth: np.ndarray, boxes: np.ndarray, scor
 
 def wires(boxes: np.ndarray) -> np.ndarray:
     """Edges of boxes [N, 7] as one line with gaps (NaN): [36 N, 3]."""
-    edges = corners(torch.from_numpy(boxes)).numpy()[:, np.array(_LINES)]  # [N, 12, 2, 3]
+    edges = corners(torch.from_numpy(boxes)).numpy()[:, np.array(EDGES)]  # [N, 12, 2, 3]
     return np.concatenate([edges, np.full_like(edges[:, :, :1], np.nan)], 2).reshape(-1, 3)

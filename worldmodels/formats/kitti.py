@@ -16,20 +16,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from worldmodels.formats.kitti_text import Objects
+from worldmodels.geometry.boxes import EDGES, corners, wrap
 
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare")
 USUAL_SIZE = (375, 1242)  # height, width of most images, pixels
 NEAR = 0.1  # metres in front of the camera; what is nearer has no place in the image
 _KEYS = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
-_EDGES = np.array([(a, b) for a in range(8) for b in range(a) if a ^ b in (1, 2, 4)])  # corners that differ in one bit
-_CORNERS = np.array([[(bit >> axis & 1) - 0.5 for axis in range(3)] for bit in range(8)])  # of the unit cube
-
-
-def wrap(angle: np.ndarray) -> np.ndarray:
-    """The same angle within [-pi, pi)."""
-    return angle - np.floor(angle / (2 * np.pi) + 0.5) * (2 * np.pi)
+_TURN = 2 * np.pi
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +120,7 @@ class Calibration:
         centre = self.to_lidar(objects.location)
         height, width, length = objects.size.T
         centre[:, 2] += height / 2
-        heading = wrap(-(np.pi / 2 + objects.rotation_y))
+        heading = wrap(-(np.pi / 2 + objects.rotation_y), 0.5, _TURN)
         return np.concatenate([centre, np.stack([length, width, height, heading], 1)], 1)
 
     def objects_of(
@@ -138,12 +134,12 @@ class Calibration:
         """
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 7)
         bottom = self.to_camera(boxes[:, :3] - boxes[:, 5:6] * (0.0, 0.0, 0.5))
-        rotation_y = wrap(-boxes[:, 6] - np.pi / 2)
+        rotation_y = wrap(-boxes[:, 6] - np.pi / 2, 0.5, _TURN)
         return Objects(
             type=list(types),
             truncated=np.full(len(boxes), -1.0),
             occluded=np.full(len(boxes), -1, dtype=np.int64),
-            alpha=wrap(rotation_y - np.arctan2(bottom[:, 0], bottom[:, 2])),
+            alpha=wrap(rotation_y - np.arctan2(bottom[:, 0], bottom[:, 2]), 0.5, _TURN),
             bbox=self.image_boxes(boxes, image_size),
             size=boxes[:, [5, 4, 3]],
             location=bottom,
@@ -157,27 +153,20 @@ class Calibration:
         The part of a box that is not ``NEAR`` in front of the camera is cut off first: its corners would project to the
         wrong side. A box that cannot be seen has a rectangle of no area.
         """
-        corners = self.to_camera(corners_of(boxes))  # [N, 8, 3]
-        start, end = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]  # [N, 12, 3]
+        places = corners(torch.from_numpy(np.ascontiguousarray(boxes, dtype=np.float64))).numpy()
+        corner = self.to_camera(places)  # [N, 8, 3]
+        start, end = (corner[:, index] for index in np.array(EDGES).T)  # [N, 12, 3] each
         gap = end[..., 2] - start[..., 2]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(np.abs(gap) > 1e-9, (NEAR - start[..., 2]) / gap, 0.0)
         crossing = start + np.clip(share, 0, 1)[..., None] * (end - start)
-        seen = np.concatenate([corners[..., 2] >= NEAR, (share > 0) & (share < 1)], 1)  # [N, 20]
-        pixels, _ = self.project(np.concatenate([corners, crossing], 1))
+        seen = np.concatenate([corner[..., 2] >= NEAR, (share > 0) & (share < 1)], 1)  # [N, 20]
+        pixels, _ = self.project(np.concatenate([corner, crossing], 1))
         low = np.where(seen[..., None], pixels, np.inf).min(1, initial=np.inf)
         high = np.where(seen[..., None], pixels, -np.inf).max(1, initial=-np.inf)
         limit = np.array([image_size[1] - 1.0, image_size[0] - 1.0])
         rectangles = np.concatenate([np.clip(low, 0, limit), np.clip(high, 0, limit)], 1)
         return np.where(seen.any(1, keepdims=True), rectangles, 0.0)
-
-
-def corners_of(boxes: np.ndarray) -> np.ndarray:
-    """Corners [N, 8, 3] of LiDAR boxes [N, 7]; corner c is at the front, left, top for bits 0, 1, 2 of c."""
-    local = _CORNERS * boxes[:, None, 3:6]  # [N, 8, 3]
-    cos, sin = np.cos(boxes[:, None, 6]), np.sin(boxes[:, None, 6])
-    x, y = local[..., 0] * cos - local[..., 1] * sin, local[..., 0] * sin + local[..., 1] * cos
-    return np.stack([x, y, local[..., 2]], -1) + boxes[:, None, :3]
 
 
 def training_difficulty(objects: Objects) -> np.ndarray:

@@ -5,16 +5,23 @@ The heading is in radians, counter-clockwise seen from above; 0 looks along +x. 
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
+Array = TypeVar("Array", Tensor, np.ndarray)
+
 # Signs of (forward, left) at the corners of a footprint, counter-clockwise from the front left.
 CORNERS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
+# Which of ``corners`` an edge joins: around the bottom, around the top, upwards.
+EDGES = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7))
 
 
-def wrap(angle: Tensor, offset: int | float, period: int | float) -> Tensor:
+def wrap(angle: Array, offset: int | float, period: int | float) -> Array:
     """Bring ``angle`` into [-offset * period, (1 - offset) * period): offset 0.5 centres the range on 0."""
-    return angle - torch.floor(angle / period + offset) * period
+    return angle - (angle / period + offset) // 1 * period
 
 
 def footprint(boxes: Tensor) -> Tensor:

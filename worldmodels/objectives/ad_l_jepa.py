@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Encoder, Objective, Phase, Target, Transform
-from worldmodels.keys import CELLS_OCCUPIED, CELLS_SHOWN, LOSS, OBSERVATION, POOLED, STAT, TOKENS, VOXELS
+from worldmodels.keys import CELLS_OCCUPIED, CELLS_SHOWN, LOSS, OBSERVATION, POOLED, STAT, TOKENS
 
 VARIANCE_EPSILON = 1e-4
 
@@ -78,11 +78,9 @@ class ADLJEPA(Objective):
 
     def draw_masks(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Add voxels, and bool [B, Y X]: "cells_occupied", which hold points, and "cells_shown"."""
-        obs = self.encoder.voxelize(batch[OBSERVATION][:, 0], generator)
-        occupied = self.encoder.occupied(obs)
-        observation = batch[OBSERVATION].copy().set(VOXELS, obs[VOXELS][:, None])
-        shown = self._draw_shown(occupied, generator)
-        return batch.copy().update({OBSERVATION: observation, CELLS_OCCUPIED: occupied, CELLS_SHOWN: shown})
+        batch = self.encoder.add_voxels(batch, generator)
+        occupied = self.encoder.occupied(batch[OBSERVATION][:, 0])
+        return batch.update({CELLS_OCCUPIED: occupied, CELLS_SHOWN: self._draw_shown(occupied, generator)})
 
     def _draw_shown(self, occupied: Tensor, generator: Generator) -> Tensor:
         """Of n occupied cells exactly floor((1 - ratio) n) are shown; each empty one with chance 1 - ratio."""
@@ -154,7 +152,8 @@ def variance_hinge(z: Tensor, mask: Tensor) -> Tensor:
     """
     weight = mask.to(z.dtype)[:, None]  # [B, 1, N]
     num = mask.sum(1, keepdim=True)
-    mean, square = ((weight @ values)[:, 0] / num.clamp_min(1) for values in (z, z.square()))
+    with torch.autocast(z.device.type, enabled=False):  # a difference of two means: bfloat16 leaves nothing of it
+        mean, square = ((weight @ values)[:, 0] / num.clamp_min(1) for values in (z, z.square()))
     variance = (square - mean.square()).clamp_min(0) * num / (num - 1).clamp_min(1)
     hinge = F.relu(1 / math.sqrt(z.shape[-1]) - (variance + VARIANCE_EPSILON).sqrt()).mean(-1)
     return torch.where(num[:, 0] >= 2, hinge, 0.0)

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torchrl.data import Composite
 
 from perception.detection.decoding import Detections
 from worldmodels.core import Encoder, Objective, Phase, Transform
-from worldmodels.keys import BOX_CLASS, BOXES, LOSS, OBSERVATION, POOLED, STAT, VOXELS
+from worldmodels.keys import BOX_CLASS, BOXES, LOSS, OBSERVATION, POOLED, STAT
 
 
 class LidarDetection(Objective):
@@ -55,12 +55,7 @@ class LidarDetection(Objective):
 
     def transforms(self) -> tuple[Transform, ...]:
         """Voxels of a batch."""
-        return (self.add_voxels,)
-
-    def add_voxels(self, batch: TensorDict, generator: Generator) -> TensorDict:
-        """Voxelise scans; random voxels beyond the encoder's limit are dropped."""
-        voxels = self.encoder.voxelize(batch[OBSERVATION][:, 0], generator)[VOXELS]
-        return batch.copy().set(OBSERVATION, batch[OBSERVATION].copy().set(VOXELS, voxels[:, None]))
+        return (self.encoder.add_voxels,)
 
     def loss(self, batch: TensorDict) -> TensorDict:
         """The detector's losses."""

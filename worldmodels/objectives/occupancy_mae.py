@@ -84,15 +84,13 @@ class OccupancyMAE(Objective):
 
     def draw_masks(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Add voxels, and bool "voxels_kept" [B, V]: each voxel with its distance's chance."""
-        obs = self.encoder.voxelize(batch[OBSERVATION][:, 0], generator)
-        distance = self.encoder.centres(obs)[..., :2].norm(dim=-1)  # [B, V] metres
+        batch = self.encoder.add_voxels(batch, generator)
+        distance = self.encoder.centres(batch[OBSERVATION][:, 0])[..., :2].norm(dim=-1)  # [B, V] metres
         ratio = self.ratios[torch.bucketize(distance, self.distances)]
-        kept = torch.rand(ratio.shape, generator=generator, device=ratio.device) >= ratio
-        observation = batch[OBSERVATION].copy().set(VOXELS, obs[VOXELS][:, None])
-        return batch.copy().update({OBSERVATION: observation, KEPT: kept})
+        return batch.set(KEPT, torch.rand(ratio.shape, generator=generator, device=ratio.device) >= ratio)
 
     def loss(self, batch: TensorDict) -> TensorDict:
-        """Binary cross-entropy of all parts; occupied and empty ones weigh half each."""
+        """Binary cross-entropy of all parts, occupied and empty ones weigh half each; "kept" is the share of voxels."""
         obs = batch[OBSERVATION][:, 0]
         logits = self.decode(self.encoder.bev(self.encoder.keeping(obs, batch[KEPT])))  # [B, Z, Y, X]
         occupied = self.occupied(obs)
@@ -102,7 +100,9 @@ class OccupancyMAE(Objective):
         with torch.no_grad():
             found = logits > 0
             both, either = (found & occupied).sum(), (found | occupied).sum()
-            stats = {"occupancy_iou": both / either.clamp_min(1), "kept": batch[KEPT].float().mean()}
+            is_voxel = obs[VOXELS, COORDS][..., 0] >= 0
+            kept = (batch[KEPT] & is_voxel).sum() / is_voxel.sum().clamp_min(1)
+            stats = {"occupancy_iou": both / either.clamp_min(1), "kept": kept}
         return TensorDict({LOSS: {"occupancy": balanced}, STAT: stats})
 
     def decode(self, bev: Tensor) -> Tensor:
@@ -113,10 +113,10 @@ class OccupancyMAE(Objective):
     def occupied(self, obs: TensorDict) -> Tensor:
         """Which parts hold a voxel of ``obs``: bool [B, Z', Y', X']."""
         coords = obs[VOXELS, COORDS]  # [B, V, 3]
-        part = coords.div(coords.new_tensor(self.steps), rounding_mode="floor")
+        voxels = zip(coords.unbind(-1), self.steps, strict=True)
+        z, y, x = (voxel.div(step, rounding_mode="floor") for voxel, step in voxels)
         num_z, num_y, num_x = self.fine
-        flat = (part[..., 0] * num_y + part[..., 1]) * num_x + part[..., 2]
-        num = num_z * num_y * num_x
+        flat, num = (z * num_y + y) * num_x + x, num_z * num_y * num_x
         flat = torch.where(coords[..., 0] >= 0, flat, num)  # padding marks one too many
         marks = torch.zeros(len(flat), num + 1, dtype=torch.bool, device=flat.device).scatter(1, flat, True)
         return marks[:, :num].unflatten(1, self.fine)

@@ -29,6 +29,19 @@ def test_the_best_of_overlapping_boxes_stays_whatever_the_classes():
     assert found.scores.tolist() == [pytest.approx([0.7, 0.5, 0.3, 0.2])]
 
 
+@pytest.mark.parametrize("side", [0.0, 1e-9, -1.0, torch.inf, torch.nan])
+def test_what_is_no_box_is_not_found(side):
+    boxes = row_of_boxes(4, 5.0)[None].repeat(2, 1, 1)
+    boxes[1, 2, 4] = side
+    scores = torch.tensor([[0.5, 0.9, 0.7, 0.2]]).repeat(2, 1)
+    found = suppress(
+        boxes, scores, torch.zeros(2, 4).long(), torch.ones(2, 4, dtype=torch.bool), iou=0.01, max_detections=4
+    )
+    assert (found.labels >= 0).sum(1).tolist() == [4, 3]
+    assert found.scores[1].tolist() == pytest.approx([0.9, 0.5, 0.2, 0])
+    assert found.boxes.isfinite().all()
+
+
 def test_a_sample_that_is_done_early_keeps_its_boxes():
     """Suppression goes on in blocks for the crowded sample; the others must not lose what they kept."""
     sizes, num = (1500, 10, 0, 300), 1500

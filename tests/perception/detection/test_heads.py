@@ -127,6 +127,18 @@ def test_loss_compiles_whole(name, scene, whole_graph):
         torch.testing.assert_close(found[key], value)
 
 
+@pytest.mark.gpu
+def test_losses_do_not_wait_for_the_gpu(name, scene):
+    bev, boxes, box_class = (values.cuda() for values in scene)
+    head = tiny(name).cuda()
+    head.loss(head(bev), boxes, box_class)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        head.loss(head(bev), boxes, box_class)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_bf16_predictions_give_fp32_losses(name, scene):
     bev, boxes, box_class = scene
     head = tiny(name)

@@ -177,16 +177,16 @@ def test_the_operator_for_the_compiler_is_sound():
     encoder, obs = build(), scans(50, 20)
     seen = []
 
-    def spy(*args):
-        seen.append(args)
-        return encode_file.encode(*args)
+    def spy(inputs):
+        seen.append(inputs)
+        return encode_file.encode(inputs)
 
     patch = pytest.MonkeyPatch()
     with patch.context() as context:
         context.setattr("perception.lidar.backbone.encode", spy)
         encoder.bev(obs)
     torch.library.opcheck(
-        encode_opaque, seen[0], test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
+        encode_opaque, tuple(seen[0]), test_utils=("test_schema", "test_autograd_registration", "test_faketensor")
     )
 
 

@@ -116,11 +116,41 @@ def test_bad_choices_of_scores_by_distance_are_named(source, tmp_path):
         DetectionScore(source=waymo, every=0)
 
 
+def test_labels_that_know_no_orientation_are_scored_without(source):
+    score = DetectionScore(source=source, every=0, num_pictures=0)
+    for truth in score.truth:
+        truth.alpha[:] = -10
+    found = unpack(score(Oracle(source), 3))
+    assert found.metrics["score"] == pytest.approx(1)
+    assert "aos" not in found.files["ap.md"].decode()
+
+
 def test_bad_sources_and_objectives_are_named(source):
     with pytest.raises(ValueError, match="detection needs labelled scans; Toy has none"):
         DetectionScore(source=build.build_source(composed("agent=td_jepa"), torch.device("cpu")), every=0)
     with pytest.raises(ValueError, match="needs an objective that detects"):
         DetectionScore(source=source, every=0)(build_small("ad_l_jepa", source), 0)
+    with pytest.raises(ValueError, match=r"needs labels; those of .* were not read. Set env.is_labelled=true"):
+        DetectionScore(source=Kitti(data_dir=source.where, is_labelled=False), every=0)
+    (Path(source.where) / "ImageSets/val.txt").write_text("")
+    for evaluator in (DetectionScore, BEVMaps):
+        with pytest.raises(ValueError, match=r"no frame is left of val"):
+            evaluator(source=Kitti(data_dir=source.where), every=0)
+
+
+@pytest.mark.parametrize("name", ["ad_l_jepa", "lidar_detection"])
+def test_scans_without_a_point_are_judged_like_others(tmp_path, name):
+    folder = write_kitti(tmp_path, train=2, val=2)
+    for path in sorted((folder / "training/velodyne").iterdir())[2:]:
+        path.write_bytes(b"")
+    source = Kitti(data_dir=folder)
+    objective = build_small(name, source)
+    seen = unpack(BEVMaps(source=source, every=0)(objective, 0))
+    assert (seen.metrics["active"], seen.metrics["explained"]) == (0, 0)
+    assert len(seen.files) == 2
+    if name == "lidar_detection":
+        found = unpack(DetectionScore(source=source, every=0)(objective, 0))
+        assert found.metrics["score"] == 0
 
 
 def build_small(name: str, source: Kitti) -> Objective:

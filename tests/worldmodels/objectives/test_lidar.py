@@ -141,6 +141,19 @@ def test_variance_of_too_few_cells_is_none():
     torch.testing.assert_close(hinge, torch.stack([expected, torch.zeros(()), torch.zeros(())]))
 
 
+def test_variance_is_as_exact_under_autocast():
+    z = F.normalize(torch.randn(64) + 0.01 * torch.randn(2, 500, 64), dim=-1)  # almost collapsed: where it must work
+    mask = torch.rand(2, 500) < 0.3
+    found = []
+    for is_enabled in (False, True):
+        leaf = z.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+            hinge = variance_hinge(leaf, mask)
+        found.append((hinge, *torch.autograd.grad(hinge.sum(), leaf)))
+    for exact, fast in zip(*found, strict=True):
+        assert torch.equal(exact, fast)
+
+
 def test_a_scan_without_points_does_no_harm():
     objective, batch = ad_l_jepa(), scans()
     batch[OBSERVATION, NUM_POINTS][1] = 0
@@ -218,8 +231,21 @@ def test_voxels_are_hidden_by_distance():
     assert kept[is_voxel & (distance < 5)].all()
     far = kept[is_voxel & (distance > 5)].float()
     assert abs(far.mean() - 0.1) < 4 * (0.09 / len(far)) ** 0.5
+    assert objective.loss(batch)[STAT, "kept"] == kept[is_voxel].float().mean()
     with pytest.raises(ValueError, match="one more than the distances"):
         occupancy_mae(mask_ratio=[0.5], mask_distance=[5])
+
+
+@pytest.mark.gpu
+def test_drawing_masks_does_not_wait_for_the_gpu():
+    for objective in (ad_l_jepa().cuda(), occupancy_mae().cuda()):
+        batch, generator = scans().cuda(), Generator("cuda")
+        objective.draw_masks(batch, generator)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            objective.draw_masks(batch, generator)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def test_both_learn_a_batch():
