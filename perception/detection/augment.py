@@ -16,7 +16,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from worldmodels.geometry.boxes import corners, wrap
-from worldmodels.keys import BOX_CLASS, BOXES, NUM_POINTS, OBSERVATION, POINTS
+from worldmodels.keys import BOX_CLASS, BOXES, OBSERVATION, POINTS
 
 
 class RandomFlip:
@@ -103,19 +103,6 @@ class BoxesInRange:
         is_kept = is_inside & (box_class >= 0)
         new = {BOXES: torch.where(is_kept[..., None], boxes, 0.0), BOX_CLASS: torch.where(is_kept, box_class, -1)}
         return batch.copy().update(new)
-
-
-class ShufflePoints:
-    """Puts the points of each scan in random order, so that a limit on voxels or on points in one drops random ones."""
-
-    def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
-        """Shuffle each scan; padding stays behind."""
-        points, num = batch[OBSERVATION, POINTS], batch[OBSERVATION, NUM_POINTS]
-        draw = torch.rand(points.shape[:-1], generator=generator, device=points.device)
-        is_padding = torch.arange(points.shape[-2], device=points.device) >= num[..., None]
-        order = (draw + is_padding * 2).argsort(-1)  # [B, T, P]
-        points = points.gather(-2, order[..., None].expand_as(points))
-        return batch.copy().set(OBSERVATION, batch[OBSERVATION].copy().set(POINTS, points))
 
 
 def uniform(batch: TensorDict, generator: Generator, num: int) -> Tensor:

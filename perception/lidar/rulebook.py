@@ -132,7 +132,7 @@ class Convolve(torch.autograd.Function):
 def gathered(rows: Tensor, index: Tensor | None) -> Tensor:
     """Rows [N, C] at ``index`` [P], all where it is None, and zeros below up to a size from a short list.
 
-    On a CPU a matrix product of a shape not met before costs up to a millisecond more, for which oneDNN writes code. The
+    On a CPU a matrix product of a shape not met before costs up to a millisecond more: oneDNN writes code for it. The
     number of pairs is new for each offset of each scan, so it is rounded up (by 6 % on average).
     """
     num = len(rows) if index is None else len(index)

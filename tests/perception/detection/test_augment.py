@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from tensordict import TensorDict
 from torch import Generator
 
-from perception.detection.augment import BoxesInRange, RandomFlip, RandomRotation, RandomScaling, ShufflePoints
+from perception.detection.augment import BoxesInRange, RandomFlip, RandomRotation, RandomScaling
 from worldmodels.core import Transform
 from worldmodels.geometry.boxes import corners, points_in_boxes
 
@@ -175,23 +175,6 @@ def test_boxes_without_a_corner_in_the_range_become_padding():
     assert BoxesInRange(low=[0, 0, -2], high=[10, 10, 2])(bare, generator()) is bare
 
 
-def test_shuffling_keeps_every_point_and_leaves_padding_behind():
-    batch = scans()
-    batch["observation", "num_points"][:, 0] = torch.tensor([250, 0, 1, 10, 250, 100])
-    before = batch["observation", "points"]
-    after = ShufflePoints()(batch, generator())["observation", "points"]
-    for sample, num in enumerate(batch["observation", "num_points"][:, 0].tolist()):
-        mine, theirs = after[sample, 0, :num], before[sample, 0, :num]
-        assert sorted(mine.tolist()) == sorted(theirs.tolist())
-        assert num < 10 or not torch.equal(mine, theirs)
-        assert sorted(after[sample, 0, num:].tolist()) == sorted(before[sample, 0, num:].tolist())
-    first = torch.stack(
-        [ShufflePoints()(batch, generator(seed))["observation", "points"][3, 0, 0] for seed in range(200)]
-    )
-    counts = (first[:, None] == before[3, 0, :10]).all(-1).float().mean(0)
-    assert (counts - 0.1).abs().max() < 0.07  # any of its ten points may come first
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -207,8 +190,7 @@ def test_impossible_settings_are_refused(make, message):
 def test_configured_augmentation_is_the_published_one():
     with initialize_config_module("conf", version_base="1.3"):
         nodes = compose("augment/lidar").transforms
-    flip, rotate, scale, shuffle = (instantiate(node) for node in nodes.values())
+    flip, rotate, scale = (instantiate(node) for node in nodes.values())
     assert (flip.along_x, flip.along_y) == (0.5, 0.0)
     assert rotate.limit == pytest.approx(math.pi / 4)
     assert (scale.low, scale.high) == (0.95, 1.05)
-    assert isinstance(shuffle, ShufflePoints)
