@@ -1,9 +1,9 @@
 """T-JEPA against raw features and an untrained encoder, for several downstream models, over seeds.
 
-Each cell but XGBoost's is an ordinary run: pre-training is ``objective=t_jepa``, a downstream model
+Each cell but those of trees is an ordinary run: pre-training is ``objective=t_jepa``, a downstream model
 ``objective=supervised`` with a head on raw features or on latents of the frozen encoder. FT-Transformer is the encoder
 itself, trained on labels from the start ("raw") or from what T-JEPA learned. The test score is that of the step with
-the best validation score.
+the best validation score. CatBoost is asked for by name and is no part of the tabular extra: 100 MB.
 
     python -m benchmarks.tabular_table --data adult california jannis --seeds 0 1 2 --data-dir ../shared/data/tabular
 """
@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.runs import (
     mean_and_error,
@@ -42,6 +44,7 @@ FEATURES = ("raw", "t_jepa", "random")
 COLORS = {"raw": "#5b6472", "t_jepa": "#1f4e9c", "random": "#f2a900"}
 LABELS = {"raw": "raw features", "t_jepa": "T-JEPA", "random": "untrained encoder"}
 MODELS = ("linear", "mlp", "resnet", "ft_transformer", "xgboost")
+TREES = ("xgboost", "catboost")
 
 
 def main() -> None:
@@ -49,10 +52,15 @@ def main() -> None:
     parser = table_parser(__doc__, runs="tabular_table", settings="every pre-training run")
     parser.add_argument("--data", nargs="+", default=["adult", "california", "jannis"])
     parser.add_argument("--data-dir", type=Path, default=None)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=[*MODELS, "catboost"])
     parser.add_argument("--name", default="tabular", help="of the file in benchmarks/results")
     parser.add_argument("--downstream", nargs="*", default=[], help="settings of every downstream run: steps=1000 ...")
     options = parser.parse_args()
+    if "catboost" in options.models:
+        try:
+            load_catboost()  # before the hours of the other cells
+        except ImportError as error:
+            parser.error(str(error))
     started = time.time()
     both = [(d, s) for s in options.seeds for d in options.data]
     run_all(pretrain, both, options, jobs=options.jobs)
@@ -84,8 +92,8 @@ def pretrain(data: str, seed: int, options: argparse.Namespace) -> Path:
 def score(data: str, seed: int, model: str, features: str, options: argparse.Namespace) -> dict[str, float] | None:
     """Test metrics of one downstream model on one kind of features; None if it failed."""
     folder, run_dir = options.runs / f"{data}-{seed}" / f"{model}-{features}", pretrain(data, seed, options)
-    if model == "xgboost":
-        return boosted(folder, run_dir, seed, features)
+    if model in TREES:
+        return boosted(folder, run_dir, seed, features, catboost_trees if model == "catboost" else boosted_trees)
     if model == "ft_transformer":
         encoder = {k: v for k, v in build.load_config(run_dir).encoder.items() if not str(k).startswith("_")}
         sizes = ["encoder=tabular", *(f"encoder.{name}={value}" for name, value in encoder.items())]
@@ -102,8 +110,8 @@ def score(data: str, seed: int, model: str, features: str, options: argparse.Nam
     return {name.removeprefix("test/"): value for name, value in best.items() if name.startswith("test/")}
 
 
-def boosted(folder: Path, run_dir: Path, seed: int, features: str) -> dict[str, float]:
-    """Test metrics of XGBoost, stopped early on validation rows."""
+def boosted(folder: Path, run_dir: Path, seed: int, features: str, fit: Callable[..., Any]) -> dict[str, float]:
+    """Test metrics of trees from ``fit``, stopped early on validation rows."""
     path = folder / "score.json"
     if path.is_file():
         return json.loads(path.read_text())
@@ -116,11 +124,52 @@ def boosted(folder: Path, run_dir: Path, seed: int, features: str) -> dict[str, 
         embedded = Embedded(source, run_dir=str(run_dir), is_random=features == "random", seed=seed)
         parts = {name: (part.obs[TOKENS].flatten(1), part.target) for name, part in embedded.parts.items()}
     x, y = zip(*(parts[name] for name in ("train", "val", "test")), strict=True)
-    predict = boosted_trees(x[:2], y[:2], num_classes=source.num_classes, seed=seed)
+    predict = fit(x[:2], y[:2], num_classes=source.num_classes, seed=seed)
     found = judged(predict(x[2]), y[2], num_classes=source.num_classes)
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_json(path, found)
     return found
+
+
+def catboost_trees(
+    features: Sequence[Tensor], targets: Sequence[Tensor], *, num_classes: int, seed: int
+) -> Callable[[Tensor], Tensor]:
+    """CatBoost on the first part, stopped early on the second; maps features to the target, or to log-probabilities.
+
+    Its defaults but for the number of trees and their stop, which are those of XGBoost here. Categories come one-hot,
+    as to every model of the table.
+
+    Raises:
+        ImportError: without CatBoost.
+    """
+    catboost = load_catboost()
+    kind = catboost.CatBoostClassifier if num_classes else catboost.CatBoostRegressor
+    model = kind(
+        iterations=2000,
+        early_stopping_rounds=50,
+        random_seed=seed,
+        thread_count=torch.get_num_threads(),
+        allow_writing_files=False,
+        verbose=False,
+    )
+    x, y = ([part.cpu().numpy() for part in parts] for parts in (features, targets))
+    model.fit(x[0], y[0], eval_set=(x[1], y[1]))
+
+    def predict(rows: Tensor) -> Tensor:
+        array = rows.cpu().numpy()
+        output = model.predict_log_proba(array) if num_classes else model.predict(array)
+        return torch.from_numpy(output).float().to(rows.device)
+
+    return predict
+
+
+def load_catboost() -> Any:
+    """The library, or one line that says how to get it."""
+    try:
+        import catboost
+    except ImportError as error:
+        raise ImportError(f"--models catboost needs CatBoost ({error}): pip install catboost") from error
+    return catboost
 
 
 def render(scores: dict[tuple[str, int, str, str], Any], options: argparse.Namespace, *, hours: float) -> str:

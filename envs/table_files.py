@@ -1,15 +1,18 @@
-"""Where tables come from: a file, a named data set in a folder, scikit-learn's own, or OpenML."""
+"""Where tables come from: a file, a named data set in a folder, scikit-learn's own, or a download."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from envs.california import download_california
 from envs.table_columns import pd
+from worldmodels.files import atomic_write
 
 FOLDER = "~/.worldmodels/tables"  # where named data sets are looked for and kept
 
@@ -22,6 +25,8 @@ class Named:
     files: tuple[str, ...] = ()
     """Names it goes by in a folder."""
     openml: int | None = None
+    download: Callable[[], pd.DataFrame] | None = None
+    """What OpenML does not have in this form: gives the rows as the first of ``files`` would."""
     bundled: str | None = None
     """Function of sklearn.datasets that needs no network."""
     split_column: str | None = None
@@ -37,6 +42,7 @@ NAMED: dict[str, Named] = {
     "california": Named(
         "median_house_value",
         ("california_housing.csv", "california_housing.csv.gz"),
+        download=download_california,
         split_column="rtdl_split",
         types={"ocean_proximity": "ignore", "total_bedrooms": "ignore"},  # the 8 columns of T-JEPA, complete bedrooms
         unit=1e5,
@@ -97,14 +103,25 @@ def load_named(name: str, *, data_dir: str | os.PathLike[str] | None, download: 
     for file in facts.files:
         if (folder / file).is_file():
             return read_table(folder / file)
-    problem = "it is not on OpenML in this form"
-    if download and facts.openml is not None:
-        from sklearn.datasets import fetch_openml
-
+    problem = "env.download=false"
+    if download:
         try:
-            frame = fetch_openml(data_id=facts.openml, as_frame=True, data_home=str(folder)).frame
+            return _download(facts, folder)
         except (OSError, ValueError) as error:
-            problem = f"OpenML did not answer ({str(error).splitlines()[0]})"
-        else:
-            return frame.rename(columns={frame.columns[-1]: facts.target}) if facts.target not in frame else frame
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            problem = f"{'OpenML' if facts.openml else 'scikit-learn'} did not give it ({reason})"
     raise FileNotFoundError(f"{name}: none of {', '.join(facts.files)} in {folder}, and {problem}. Give env.data_dir=")
+
+
+def _download(facts: Named, folder: Path) -> pd.DataFrame:
+    """The rows, which are also kept in ``folder``."""
+    if facts.download is not None:
+        frame = facts.download()
+        atomic_write(folder / facts.files[0], frame.to_csv(index=False))
+        return frame
+    from sklearn.datasets import fetch_openml
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A network error occurred")  # the error says it once
+        frame = fetch_openml(data_id=facts.openml, as_frame=True, data_home=str(folder)).frame
+    return frame.rename(columns={frame.columns[-1]: facts.target}) if facts.target not in frame else frame

@@ -5,7 +5,8 @@ their latents in an encoder that sees the whole row and follows by moving averag
 
 Paper: Thimonier et al., T-JEPA (arXiv 2410.05016, ICLR 2025). Differs from its released code (sheet t_jepa, section 4):
 registers are always visible and never asked for; the sets asked for of a row differ from each other; every column may
-be shown and asked for; no dropout. ``official_compat`` restores the first three.
+be shown and asked for; no dropout; no LayerNorm, Linear, LayerNorm at the end of the predictor. ``official_compat``
+restores the first three, ``has_head`` of the predictor the last (docs/t_jepa.md says what else differs).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ class MaskedTokenPredictor(nn.Module):
         width, depth, num_heads, hidden: of the transformer.
         num_extra: tokens in front that lie on no grid (registers).
         is_pre_norm, activation, epsilon: of its blocks.
+        has_head: whether LayerNorm, Linear, LayerNorm follow the blocks, as in T-JEPA's released code.
     """
 
     positions: Tensor
@@ -42,6 +43,7 @@ class MaskedTokenPredictor(nn.Module):
         is_pre_norm: bool = True,
         activation: Callable[[], nn.Module] = nn.GELU,
         epsilon: float = 1e-6,
+        has_head: bool = False,
     ) -> None:
         super().__init__()
         self.num_extra = num_extra
@@ -52,7 +54,11 @@ class MaskedTokenPredictor(nn.Module):
         options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
         self.blocks = Transformer(width, depth=depth, **options, activation=activation, epsilon=epsilon)
         self.norm = nn.Identity() if is_pre_norm else nn.LayerNorm(width, epsilon)
-        for module in (self.inward, self.outward):
+        self.head = nn.Sequential()
+        if has_head:
+            norms = (nn.LayerNorm(width, epsilon), nn.LayerNorm(width, epsilon))
+            self.head = nn.Sequential(norms[0], nn.Linear(width, width), norms[1])
+        for module in (self.inward, self.outward, *self.head):
             init_truncated(module)
 
     def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor) -> Tensor:
@@ -75,5 +81,5 @@ class MaskedTokenPredictor(nn.Module):
         x = torch.cat([context, queries], 2).flatten(0, 1)  # [B M, E + K + K', P]
         seen = torch.cat([context_index.new_zeros(size, self.num_extra), context_index], 1)[:, None]
         is_valid = validity(torch.cat([seen.expand(-1, num_targets, -1), target_index], 2).flatten(0, 1))
-        x = self.norm(self.blocks(x, is_valid, last=num_asked))
+        x = self.norm(self.head(self.blocks(x, is_valid, last=num_asked)))
         return self.outward(x).unflatten(0, (size, num_targets))
