@@ -243,6 +243,6 @@ def import_spconv() -> Any:
             import spconv.pytorch
     except ImportError as error:
         raise ImportError(
-            "the spconv backend needs the package spconv (Python 3.11 or older): pip install 'worldmodels[lidar]'"
+            "the spconv backend needs the package spconv (Linux, x86-64): pip install 'worldmodels[lidar]'"
         ) from error
     return spconv.pytorch
