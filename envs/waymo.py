@@ -23,6 +23,7 @@ Source: Sun et al., Scalability in Perception for Autonomous Driving: Waymo Open
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,7 @@ LAYOUT = Layout(
 COLUMNS = 6  # of a file; the last one is no feature
 LABELLED = -1  # flag of points outside no-label zones
 LEVEL_1 = 5  # objects with more points are easy, if nobody says otherwise
+_HEADERS = threading.Lock()  # numpy reads a header with ast, which Python 3.11 cannot do in two threads at once
 _WIDTHS = {"location": 3, "dimensions": 3, "heading_angles": 1, "num_points_in_gt": 1, "difficulty": 1}
 
 
@@ -169,13 +171,14 @@ def read_array(path: Path) -> tuple[np.ndarray, int]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
     try:
-        rows = np.load(path, allow_pickle=False)
+        with _HEADERS:
+            rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is no whole .npy file: {error}") from error
     if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.shape[1] != COLUMNS or rows.dtype.kind != "f":
         found = f"{rows.dtype} {list(rows.shape)}" if isinstance(rows, np.ndarray) else "an archive"
         raise ValueError(f"{path}: x, y, z, intensity, elongation, zone flag are float [P, {COLUMNS}], not {found}")
-    rows = rows.astype(np.float32, copy=False)
+    rows = np.array(rows, np.float32)
     is_good = np.isfinite(rows).all(1)
     return (rows if is_good.all() else rows[is_good]), int(len(rows) - is_good.sum())
 

@@ -77,6 +77,7 @@ def test_rows_that_are_not_these_are_refused():
 def test_without_a_network_one_line_says_so(tmp_path, monkeypatch):
     for name in ("http_proxy", "https_proxy"):  # a closed port: refused at once, here and on machines with a network
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setattr("urllib.request._opener", None)  # it remembers its proxies, also for later tests
     message = r"^california: none of .* scikit-learn did not give it \(.+\)\. Give env"
     with pytest.raises(FileNotFoundError, match=message) as found:
         load_named("california", data_dir=tmp_path, download=True)

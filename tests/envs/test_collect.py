@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,8 +97,10 @@ def test_foreign_files_are_never_overwritten(tmp_path: Path) -> None:
 
 def _start(root: Path, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "envs.collect", f"dataset={MAZE}", "transitions=10_050", "workers=1"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, f"data_dir={folder}"], cwd=root, text=True, **pipes)
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": root, "text": True}
+    # A shell makes what it starts with "&" deaf to Ctrl-C, and so would be these tests and their children.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([*command, f"data_dir={folder}"], **options)
 
 
 def _wait_for(folder: Path, pattern: str) -> None:
