@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from perception.normalize import RunningNorm
+from tests.disk import small_disk
 from worldmodels import checkpoint
 from worldmodels.targets import EMA
 
@@ -59,16 +59,9 @@ def test_what_is_saved_comes_back(tmp_path):
 def test_a_full_disk_leaves_earlier_checkpoints_and_no_half_folder(tmp_path):
     save(tmp_path, 1)
     before = contents(tmp_path)
-    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # no file may grow beyond 1000 bytes
-    try:
-        with pytest.raises(
-            OSError, match=r"could not write checkpoint .*step_000000002: .*earlier checkpoints are unt"
-        ):
-            save(tmp_path, 2, optimizer={"big": torch.zeros(10_000)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-        signal.signal(signal.SIGXFSZ, handler)
+    message = r"could not write checkpoint .*step_000000002: .*earlier checkpoints are unt"
+    with small_disk(1000), pytest.raises(OSError, match=message):
+        save(tmp_path, 2, optimizer={"big": torch.zeros(10_000)})
     assert contents(tmp_path) == before
     assert [p.name for p in tmp_path.iterdir()] == ["step_000000001"]
     assert checkpoint.steps(tmp_path) == [1]

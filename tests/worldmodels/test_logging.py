@@ -1,21 +1,12 @@
 import io
-import resource
 import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.disk import small_disk
 from worldmodels.files import DiskFullError, atomic_write, atomic_write_json
 from worldmodels.logging import Logger, Progress, read_metrics
-
-
-@pytest.fixture
-def small_disk():
-    """Files may not grow beyond 4 kB: the write fails the way a full disk makes it fail."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_rows_come_back_exactly(tmp_path):
@@ -76,7 +67,6 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert list((tmp_path / "wandb").glob("offline-run-*"))
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_full_disk_is_one_clear_line(tmp_path):
     logger = Logger(tmp_path, tensorboard=False)
 
@@ -84,17 +74,19 @@ def test_full_disk_is_one_clear_line(tmp_path):
         for step in range(1000):
             logger.log(step, {"loss": step / 3})
 
-    with pytest.raises(DiskFullError, match=r"metrics\.csv: File too large\. Free some space") as error:
+    with (
+        small_disk(4096),
+        pytest.raises(DiskFullError, match=r"metrics\.csv: File too large\. Free some space") as error,
+    ):
         fill()
     assert "\n" not in str(error.value)
     steps, _ = read_metrics(tmp_path / "metrics.csv")["loss"]
     assert steps == list(range(len(steps)))  # what fitted is whole
 
 
-@pytest.mark.usefixtures("small_disk")
 def test_atomic_write_keeps_the_old_file(tmp_path):
     atomic_write(tmp_path / "a" / "file.txt", "old")
-    with pytest.raises(DiskFullError):
+    with small_disk(4096), pytest.raises(DiskFullError):
         atomic_write(tmp_path / "a" / "file.txt", b"x" * 10_000)
     assert (tmp_path / "a" / "file.txt").read_text() == "old"
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["file.txt"]
