@@ -11,7 +11,6 @@ told apart. Processor time of a frame is measured in one process, and says what 
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 import statistics
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.runs import RESULTS
-from benchmarks.update_speed import hardware
+from benchmarks.update_speed import hardware, today
 from envs import lidar_collect, lidar_scan, lidar_world
 from envs.parallel import num_workers, run_jobs
 from worldmodels.files import atomic_write
@@ -85,7 +84,7 @@ def main() -> None:
         times = processor_times(settings, max(10, options.frames // 5), Path(folder) / "one")
         start, rate = wall_time(settings, options.frames, workers, Path(folder) / "all")
         sizes = [path.stat().st_size for path in (Path(folder) / "all").rglob("*.bin")]
-    day = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    day = today()
     whole = statistics.median(times["whole frame"])
     lines = [
         f"# Simulated LiDAR, {hardware(torch.device('cpu'))}, {day}",

@@ -15,7 +15,6 @@ a compiled loss cannot be told apart.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -35,7 +34,7 @@ from torch import Generator
 
 from benchmarks.runs import RESULTS
 from benchmarks.sparse_backbone import copies
-from benchmarks.update_speed import hardware
+from benchmarks.update_speed import hardware, today
 from benchmarks.watch import Part, Place, Spent, Watch
 from perception.detection import second
 from perception.lidar import backbone, encode
@@ -252,10 +251,6 @@ def report(found: Mapping[str, dict[str, Any]], options: argparse.Namespace) -> 
 def share(parts: Mapping[str, Mapping[str, list[float]]], row: str) -> float:
     """Median over rounds of a row's share of the time."""
     return statistics.median(a / b for a, b in zip(parts[row]["wall"], parts["all parts"]["wall"], strict=True))
-
-
-def today() -> str:
-    return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -11,7 +11,6 @@ one dropped. Processor time, which other processes disturb less than wall time.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import os
 import statistics
@@ -26,7 +25,7 @@ from hydra.utils import instantiate
 from tensordict import TensorDict
 
 from benchmarks.runs import RESULTS
-from benchmarks.update_speed import hardware
+from benchmarks.update_speed import hardware, today
 from benchmarks.watch import Part, Place, Spent, Watch
 from envs.kitti import Kitti
 from envs.scans import LabelledScans
@@ -111,7 +110,7 @@ def main() -> None:
     backends = [name for name in BACKENDS if name == "torch" or importlib.util.find_spec("spconv")]
     found = measure(encoder, obs, backends, options.rounds)
 
-    day = f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    day = today()
     lines = [
         f"# LiDAR encoder, {hardware(device)}, {day}",
         "",

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from perception.detection.kitti_ap import CLASSES, DIFFICULTIES, count_objects, evaluate
 from worldmodels.core import Objective
-from worldmodels.evals.found_boxes import draw_boxes, find_boxes
+from worldmodels.evals.found_boxes import draw_boxes, find_boxes, need_scans
 from worldmodels.evals.results import pack
 from worldmodels.formats.kitti_text import Objects, format_objects
 
@@ -48,8 +48,7 @@ class DetectionScore:
         num_pictures: int = 4,
         name: str = "detection",
     ) -> None:
-        if not hasattr(source, "frames"):
-            raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use env=lidar_scenes")
+        need_scans(source, name=name, instead="env=lidar_scenes")
         self.frames, self.classes = source.frames(split), source.classes
         if any(frame.calibration is None for frame in self.frames.labels):
             hint = "Use eval=[range_detection,bev_map]"

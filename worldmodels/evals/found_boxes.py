@@ -32,6 +32,16 @@ class Found(NamedTuple):
     labels: np.ndarray  # int [N]
 
 
+def need_scans(source: Any, *, name: str, instead: str) -> None:
+    """Refuse a source without labelled scans; ``name`` is the evaluator's, ``instead`` a setting that has them.
+
+    Raises:
+        ValueError: if ``source`` has no ``frames`` (``envs.scans``).
+    """
+    if not hasattr(source, "frames"):
+        raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use {instead}")
+
+
 def find_boxes(objective: Objective, frames: Any, *, batch_size: int, name: str) -> list[Found]:
     """Detect in every frame of a split (``envs.scans``); ``name`` is the evaluator's, for the message.
 

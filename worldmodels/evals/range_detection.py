@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from perception.detection.once_ap import MEAN, RANGES, Boxes, Group, evaluate
 from worldmodels.core import Objective
-from worldmodels.evals.found_boxes import Found, draw_boxes, find_boxes
+from worldmodels.evals.found_boxes import Found, draw_boxes, find_boxes, need_scans
 from worldmodels.evals.results import pack
 
 
@@ -45,8 +45,7 @@ class RangeScore:
         num_pictures: int = 4,
         name: str = "range_detection",
     ) -> None:
-        if not hasattr(source, "frames"):
-            raise ValueError(f"{name} needs labelled scans; {type(source).__name__} has none. Use env=once")
+        need_scans(source, name=name, instead="env=once")
         wanted = [kind for group in groups.values() for kind in group["classes"]]
         if unknown := [kind for kind in wanted if kind not in source.classes]:
             have = ", ".join(source.classes)
