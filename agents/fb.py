@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from agents.zero_shot import ZeroShotAgent, average
+from agents.zero_shot import Transition, ZeroShotAgent, average, mean_direction
 from worldmodels.core import Target
 from worldmodels.keys import LOSS, OBSERVATION, POOLED, STAT
 from worldmodels.losses import orthonormality
@@ -58,24 +58,29 @@ class FB(ZeroShotAgent):
     def representation_loss(self, batch: TensorDict) -> TensorDict:
         """Measure loss + lambda R(B(s'))."""
         step = self.transition(batch)
+        # B reads next states, so it is through them that its encoder learns.
+        backward = self.task_net(self.task_encoder(batch[OBSERVATION][:, 1])[POOLED])  # [B, d]
+        losses = {"measure": self.bellman_residual(step, backward), "orthonormality_task": orthonormality(backward)}
+        return TensorDict({LOSS: losses, STAT: {"latent_std": backward.detach().std(0).mean()}})
+
+    def bellman_residual(self, step: Transition, backward: Tensor) -> Tensor:
+        """Measure loss of F with ``backward`` = B(s') [B, d]."""
         with torch.no_grad():
             next_state = self.state_target(step.next_x)
             future = self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
             target = future @ self.task_target(step.next_task_x).T  # [B, B]
-        # B reads next states, so it is through them that its encoder learns.
-        backward = self.task_net(self.task_encoder(batch[OBSERVATION][:, 1])[POOLED])  # [B, d]
         forward = self.predictor(self.state_net(step.x), step.z, step.action)  # [K, B, d]
-        losses = {
-            "measure": measure_loss(forward, backward, target, step.discount),
-            "orthonormality_task": orthonormality(backward),
-        }
         self.track_second_moment(backward.detach())
-        return TensorDict({LOSS: losses, STAT: {"latent_std": backward.detach().std(0).mean()}})
+        return measure_loss(forward, backward, target, step.discount)
 
-    def task_from_reward(self, features: Tensor, reward: Tensor) -> Tensor:
+    def task_from_reward(self, features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
         """E[r B], without inverse covariance."""
-        return average(features, reward)
+        return average(features, reward, weight)
 
     def task_from_goal(self, features: Tensor, goal: Tensor) -> Tensor:
         """B of the goal."""
         return project(goal)
+
+    def task_from_demonstration(self, shown: Tensor) -> Tensor:
+        """Mean B of the states shown."""
+        return mean_direction(shown)

@@ -5,21 +5,25 @@ successor features of psi then act for any reward, as in ``agents.sf``.
 
 Paper: Park, Kreiman and Levine, "Foundation Policies with Hilbert Representations" (2024); layout and constants as in
 TD-JEPA's comparison (sheet td_jepa, section 1.8). Needs goals from the same trajectory: ``relabel`` in its config.
+A goal is pursued along N(f(g) - f(s)), recomputed at every decision (section 2).
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from agents.sf import RandomSF
+from agents.goals import choose_goals, draw_goals, is_same
+from agents.sf import SuccessorFeatures
 from agents.zero_shot import Transition
-from worldmodels.core import Target
+from worldmodels.core import Target, TaskRule
 from worldmodels.keys import FUTURE, NOISE, OBSERVATION, POOLED
 from worldmodels.losses import expectile
+from worldmodels.nn.mlp import project
 
 
 def temporal_value(state: Tensor, goal: Tensor) -> Tensor:
@@ -27,7 +31,7 @@ def temporal_value(state: Tensor, goal: Tensor) -> Tensor:
     return -(state - goal).square().sum(-1).clamp(min=1e-6).sqrt()
 
 
-class HILP(RandomSF):
+class HILP(SuccessorFeatures):
     """Successor features of Hilbert features.
 
     Args:
@@ -65,41 +69,49 @@ class HILP(RandomSF):
         """Both feature nets, with their encoder."""
         return {"task_net": [*self.task_parameters(), *self.second_net.parameters()]}
 
-    def draw_noise(self, batch: TensorDict, generator: torch.Generator) -> TensorDict:
+    def draw_noise(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Also draw which goals are random and which states they are."""
         batch = super().draw_noise(batch, generator)
-        num, like = batch.shape[0], {"generator": generator, "device": batch.device or batch[NOISE, "action"].device}
-        extra = {
-            "is_random_goal": torch.rand(num, **like) < self.random_goal_ratio,
-            "random_goal": torch.randperm(num, **like),
-        }
-        return batch.set(NOISE, batch[NOISE].copy().update(extra))
+        device = batch[NOISE, "action"].device
+        drawn = {"goal": draw_goals(batch.shape[0], self.random_goal_ratio, generator, device)}
+        return batch.set(NOISE, batch[NOISE].copy().update(drawn))
 
     @torch.no_grad()
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Also put random states of the batch in the place of some futures: the goals of this update."""
-        batch, noise = super().prepare(batch), batch[NOISE]
-        random_goal = batch[OBSERVATION][:, 1][noise["random_goal"]]
-        goal = random_goal.where(noise["is_random_goal"], batch[FUTURE][OBSERVATION])
+        batch = super().prepare(batch)
+        goal = choose_goals(batch, FUTURE, batch[NOISE, "goal"])
         return batch.set(FUTURE, TensorDict({OBSERVATION: goal}, batch_size=batch.batch_size))
 
-    def feature_losses(self, batch: TensorDict, step: Transition) -> dict[str, Tensor]:
+    def feature_losses(self, batch: TensorDict, step: Transition, state: Tensor) -> dict[str, Tensor]:
         """Expectile regression of V(s, g) on r + gamma V^-(s', g), with r = -1 until the goal is reached."""
-        goal = self.task_encoder(batch[FUTURE][OBSERVATION])[POOLED].detach()  # [B, X]
-        is_goal = (step.task_x == goal).all(-1)  # [B]; exact equality of states
+        goal_obs = batch[FUTURE][OBSERVATION]
+        goal = self.task_encoder(goal_obs)[POOLED].detach()  # [B, X]
+        is_goal = is_same(batch[OBSERVATION][:, 0], goal_obs)  # [B]
         reward, mask = is_goal.float() - 1, (~is_goal).float()
 
         with torch.no_grad():
             pairs = [(self.task_target, self.task_net), (self.second_target, self.second_net)]
-            next_values = [temporal_value(t(step.next_task_x), t(goal)) for t, _ in pairs]
-            values = [temporal_value(t(step.task_x), t(goal)) for t, _ in pairs]
+            goals = [t(goal) for t, _ in pairs]  # [B, d] each
+            next_values = [temporal_value(t(step.next_task_x), g) for (t, _), g in zip(pairs, goals, strict=True)]
+            values = [temporal_value(t(step.task_x), g) for (t, _), g in zip(pairs, goals, strict=True)]
             pessimistic = reward + self.discount * mask * torch.minimum(*next_values)
             advantage = pessimistic - torch.stack(values).mean(0)
             targets = [reward + self.discount * mask * v for v in next_values]
-            features = self.task_net(step.task_x)
-            self.center.lerp_(features.float().mean(0), self.center_rate)
+        embedded = [net(step.task_x) for _, net in pairs]  # f(s) [B, d] each
         loss = sum(
-            expectile(target - temporal_value(net(step.task_x), net(goal)), self.expectile, advantage).mean()
-            for target, (_, net) in zip(targets, pairs, strict=True)
+            expectile(target - temporal_value(here, net(goal)), self.expectile, advantage).mean()
+            for target, here, (_, net) in zip(targets, embedded, pairs, strict=True)
         )
+        with torch.no_grad():
+            self.center.lerp_(embedded[0].float().mean(0), self.center_rate)
         return {"hilbert": loss}
+
+    def task_from_goal(self, features: Tensor, goal: Tensor) -> TaskRule:
+        """The direction to the goal from wherever the agent is."""
+        return functools.partial(self.direction, goal)
+
+    @torch.no_grad()
+    def direction(self, goal: Tensor, obs: TensorDict) -> Tensor:
+        """N(f(g) - f(s)) [B, d] for a goal with features [d] and observations [B]."""
+        return project(goal - self.task_features(self.task_encoder(obs)[POOLED]))

@@ -1,6 +1,7 @@
-"""Successor features of features that something else learns; here, of fixed random ones, the plainest control.
+"""Successor features of features that something else learns; without such a loss, of fixed random ones.
 
-F(phi(s), z, a) regresses on psi(s') + gamma F^-: a linear reward in psi has value F . z.
+F(phi(s), z, a) regresses on psi(s') + gamma F^-: a linear reward in psi has value F . z. Random features (``agent=sf``)
+are the plainest control; Laplacian, BYOL*, HILP and ICVF* add a loss of psi.
 
 Source: Barreto et al. 2017; Borsa et al. 2019 (universal successor features); layout and scales as in TD-JEPA's
 comparison (sheet td_jepa, section 1.8). Differs from its text, as its code does: psi(s') is the online network.
@@ -18,11 +19,11 @@ from worldmodels.keys import LOSS, STAT
 from worldmodels.predictors.successor import successor_target
 
 
-class RandomSF(ZeroShotAgent):
-    """Successor features of a random, never trained psi. Subclasses add ``feature_losses`` to learn psi."""
+class SuccessorFeatures(ZeroShotAgent):
+    """Successor features of psi; subclasses add ``feature_losses`` to learn it, or leave it random."""
 
-    def feature_losses(self, batch: TensorDict, step: Transition) -> dict[str, Tensor]:
-        """Named losses of psi; none for random features."""
+    def feature_losses(self, batch: TensorDict, step: Transition, state: Tensor) -> dict[str, Tensor]:
+        """Named losses of psi, none for random features; ``state`` is phi(s) [B, L] with gradient."""
         return {}
 
     def feature_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -41,12 +42,13 @@ class RandomSF(ZeroShotAgent):
             next_state = self.state_target(step.next_x)
             future = self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
             target = successor_target(features, future, step.discount)
-        prediction = self.predictor(self.state_net(step.x), step.z, step.action)  # [K, B, d]
+        state = self.state_net(step.x)  # [B, L]
+        prediction = self.predictor(state, step.z, step.action)  # [K, B, d]
         regression = 0.5 * (prediction.float() - target).square().mean((1, 2)).sum()
         self.track_second_moment(features)
-        losses = {"successor": regression, **self.feature_losses(batch, step)}
+        losses = {"successor": regression, **self.feature_losses(batch, step, state)}
         return TensorDict({LOSS: losses, STAT: health(prediction.detach(), target, features)})
 
-    def task_from_reward(self, features: Tensor, reward: Tensor) -> Tensor:
+    def task_from_reward(self, features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
         """Least squares in psi."""
-        return regress(features, reward)
+        return regress(features, reward, weight)

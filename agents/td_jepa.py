@@ -81,21 +81,28 @@ class TDJEPA(ZeroShotAgent):
         self.track_second_moment(task.detach())
         return TensorDict({LOSS: losses, STAT: health(prediction, target_task, task)})
 
-    def task_from_reward(self, features: Tensor, reward: Tensor) -> Tensor:
+    def task_from_reward(self, features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
         """Least squares in psi."""
-        return regress(features, reward)
+        return regress(features, reward, weight)
 
 
 class SymmetricTDJEPA(ZeroShotAgent):
     """The symmetric agent: one encoder is both phi and psi, one predictor, one loss.
 
-    ``task_net`` gives the layout of that encoder (the paper uses the task encoder's); ``state_net`` is not built.
+    Args:
+        task_net: factory of that encoder: the paper gives it the task encoder's layout.
+        task_encoder, state_net: there are none; None.
+        **scaffold: see ``ZeroShotAgent``.
     """
 
-    def __init__(self, spec: Any, *, task_net: Any, task_encoder: Any = None, **scaffold: Any) -> None:
-        if task_encoder is not None:
-            raise ValueError("the symmetric TD-JEPA has a single encoder: task_encoder must be null")
-        super().__init__(spec, task_encoder=None, task_net=task_net, **{**scaffold, "state_net": task_net})
+    def __init__(
+        self, spec: Any, *, task_net: Any, task_encoder: Any = None, state_net: Any = None, **scaffold: Any
+    ) -> None:
+        for name, given in {"task_encoder": task_encoder, "state_net": state_net}.items():
+            if given is not None:
+                kind = type(self).__name__
+                raise ValueError(f"{kind} has a single encoder with task_net on top: agent.{name} must be null")
+        super().__init__(spec, task_encoder=None, task_net=task_net, state_net=task_net, **scaffold)
         del self.task_net
 
     def task_features(self, task_x: Tensor) -> Tensor:
@@ -119,6 +126,6 @@ class SymmetricTDJEPA(ZeroShotAgent):
         self.track_second_moment(state.detach())
         return TensorDict({LOSS: losses, STAT: health(prediction, target, state)})
 
-    def task_from_reward(self, features: Tensor, reward: Tensor) -> Tensor:
+    def task_from_reward(self, features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
         """Least squares in phi."""
-        return regress(features, reward)
+        return regress(features, reward, weight)

@@ -22,8 +22,8 @@ from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
 from agents.actors import Actor
-from worldmodels.core import Encoder, Objective, Phase, Target, Transform
-from worldmodels.keys import ACTION, LOSS, NOISE, OBSERVATION, POOLED, STAT, TASK, TERMINATED
+from worldmodels.core import Encoder, Objective, Phase, Target, TaskRule, Transform
+from worldmodels.keys import ACTION, LOSS, NEXT_FEATURES, NOISE, OBSERVATION, POOLED, STAT, TASK, TERMINATED
 from worldmodels.nn.mlp import project
 from worldmodels.predictors.successor import SuccessorPredictor, ensemble_mean
 from worldmodels.targets import frozen
@@ -118,17 +118,31 @@ class ZeroShotAgent(Objective):
         """Parameters trained by ``representation_loss``, by learning-rate group."""
 
     @abstractmethod
-    def task_from_reward(self, features: Tensor, reward: Tensor) -> Tensor:
-        """Task vector [d] from task features [N, d] and rewards [N]: ``regress`` or ``average`` for most methods."""
+    def task_from_reward(self, features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Task vector [d] from task features [N, d], rewards [N] and how much each state counts [N]; None is alike.
+
+        ``regress`` or ``average`` for most methods.
+        """
 
     def task_features(self, task_x: Tensor) -> Tensor:
         """Features [B, d] in which rewards are linear; psi unless a method says otherwise."""
         return self.task_net(task_x)
 
-    def task_from_goal(self, features: Tensor, goal: Tensor) -> Tensor:
-        """Task vector [d] for a goal with features [d], given those of N states [N, d]."""
+    def task_from_goal(self, features: Tensor, goal: Tensor) -> Tensor | TaskRule:
+        """Task vector [d], or a rule, for a goal with features [d], given those of N states [N, d]."""
         moment = features.double().T @ features.double() / features.shape[0]
         return project(torch.linalg.pinv(moment, hermitian=True) @ goal.double()).float()
+
+    def task_from_demonstration(self, shown: Tensor) -> Tensor:
+        """Task vector [d] for behaving as in states with features [T, d], for methods whose theory has one.
+
+        Raises:
+            ValueError: unless a method says otherwise.
+        """
+        raise ValueError(
+            f"{type(self).__name__} infers no task from a demonstration; methods with a successor measure do: "
+            "agent=fb, rldp or c_td_jepa_sym"
+        )
 
     def encoders(self) -> tuple[Encoder, ...]:
         """The distinct perception encoders."""
@@ -174,13 +188,18 @@ class ZeroShotAgent(Objective):
 
     @torch.no_grad()
     def prepare(self, batch: TensorDict) -> TensorDict:
-        """Move running statistics and choose the task vectors that critic and actor of this update share."""
+        """Move running statistics and choose the task vectors that critic and actor of this update share.
+
+        Goals are the batch's own next states. Their encoding, costly for pictures, is kept: the critic's target needs
+        it, and the networks do not change in between.
+        """
         obs, next_obs = batch[OBSERVATION][:, 0], batch[OBSERVATION][:, 1]
         for encoder in self.encoders():
             encoder.observe(obs)
             encoder.observe(next_obs)
-        goals = self.task_features(self.task_encoder(next_obs)[POOLED])  # [B, d], online
-        return batch.copy().set(TASK, self.training_tasks(goals, batch[NOISE]))
+        next_task_x = self.task_encoder(next_obs)[POOLED]
+        goals = self.task_features(next_task_x)  # [B, d], online
+        return batch.copy().set(TASK, self.training_tasks(goals, batch[NOISE])).set(NEXT_FEATURES, next_task_x)
 
     def training_tasks(self, goals: Tensor, noise: TensorDict) -> Tensor:
         """Mix uniform directions with goals: features of the batch's own next states, permuted. Returns [B, d]."""
@@ -192,14 +211,15 @@ class ZeroShotAgent(Objective):
         return torch.where(noise["is_goal"][:, None], project(goals), project(noise["task"]))
 
     def transition(self, batch: TensorDict) -> Transition:
-        """Encode both rows of a window; only the first with gradient."""
+        """Encode both rows of a window; only the first with gradient. What ``prepare`` kept is not done again."""
         obs, next_obs = batch[OBSERVATION][:, 0], batch[OBSERVATION][:, 1]
         is_shared = self.task_encoder is self.encoder
         x = self.encoder(obs)[POOLED]
         task_x = x if is_shared else self.task_encoder(obs)[POOLED]
+        next_task_x = batch.get(NEXT_FEATURES, None)
         with torch.no_grad():
-            next_x = self.encoder(next_obs)[POOLED]
-            next_task_x = next_x if is_shared else self.task_encoder(next_obs)[POOLED]
+            next_task_x = self.task_encoder(next_obs)[POOLED] if next_task_x is None else next_task_x
+            next_x = next_task_x if is_shared else self.encoder(next_obs)[POOLED]
         discount = self.discount * (~batch[TERMINATED][:, 0]).float()
         return Transition(x, task_x, batch[ACTION][:, 0], next_x, next_task_x, discount, batch[TASK], batch[NOISE])
 
@@ -252,23 +272,37 @@ class ZeroShotAgent(Objective):
         return TensorDict({"state": state, "task": task}, batch_size=obs.batch_size)
 
     @torch.no_grad()
-    def infer_task(self, obs: TensorDict, reward: Tensor | None = None, goal: TensorDict | None = None) -> Tensor:
-        """Return the task vector [d] for ``reward`` [N] of reaching ``obs`` [N], or for reaching ``goal``."""
-        if (reward is None) == (goal is None):
-            raise ValueError("infer_task needs either a reward or a goal")
-        parts = obs.split(INFERENCE_CHUNK)
-        features = torch.cat([self.task_features(self.task_encoder(part)[POOLED]) for part in parts])  # [N, d]
+    def infer_task(
+        self,
+        obs: TensorDict,
+        reward: Tensor | None = None,
+        goal: TensorDict | None = None,
+        demonstration: TensorDict | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor | TaskRule:
+        """Return the task vector [d] or a rule for a reward, a goal or a demonstration; see ``core.ZeroShot``."""
+        if sum(given is not None for given in (reward, goal, demonstration)) != 1:
+            raise ValueError("infer_task needs one of a reward, a goal and a demonstration")
+        if weight is not None and reward is None:
+            raise ValueError("infer_task weighs rewards only: a goal or a demonstration has no weight")
+        if demonstration is not None:
+            return self.task_from_demonstration(self._features(demonstration))
+        features = self._features(obs)  # [N, d]
         if goal is not None:
-            target = self.task_features(self.task_encoder(goal.unsqueeze(0))[POOLED])[0]
-            return self.task_from_goal(features, target)
-        return self.task_from_reward(features, reward)
+            return self.task_from_goal(features, self._features(goal.unsqueeze(0))[0])
+        return self.task_from_reward(features, reward, weight)
+
+    def _features(self, obs: TensorDict) -> Tensor:
+        parts = obs.split(INFERENCE_CHUNK)
+        return torch.cat([self.task_features(self.task_encoder(part)[POOLED]) for part in parts])
 
 
-def regress(features: Tensor, reward: Tensor) -> Tensor:
-    """Least-squares task vector: N((Psi^T Psi)^-1 Psi^T r), no intercept, in float64; a rank-deficient Psi is allowed.
+def regress(features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Least-squares task vector: N((Psi^T W Psi)^-1 Psi^T W r), no intercept, in float64; any rank of Psi is allowed.
 
     Args:
         features: [N, d]; reward: [N].
+        weight: [N] diagonal of W, not negative; None is the identity.
 
     Returns:
         z [d] of norm sqrt(d).
@@ -276,12 +310,19 @@ def regress(features: Tensor, reward: Tensor) -> Tensor:
     Source: TD-JEPA section 3; successor features, Barreto et al. 2017. Not for FB (see ``average``).
     """
     psi, r = features.double(), reward.double()
-    return project(torch.linalg.pinv(psi.T @ psi, hermitian=True) @ (psi.T @ r)).float()
+    weighted = psi.T if weight is None else psi.T * weight.double()  # [d, N]
+    return project(torch.linalg.pinv(weighted @ psi, hermitian=True) @ (weighted @ r)).float()
 
 
-def average(features: Tensor, reward: Tensor) -> Tensor:
-    """Reward-weighted mean of backward features: N(sum_i r_i B(s_i)), without inverse covariance.
+def average(features: Tensor, reward: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Reward-weighted mean of backward features: N(sum_i w_i r_i B(s_i)), without inverse covariance.
 
     Source: Touati and Ollivier 2021, where B is orthonormal by its regulariser. Wrong for regressed features.
     """
-    return project(reward.double() @ features.double()).float()
+    reward = reward.double() if weight is None else reward.double() * weight.double()
+    return project(reward @ features.double()).float()
+
+
+def mean_direction(shown: Tensor) -> Tensor:
+    """N(mean_t B(s_t)) of a window of a demonstration [T, d]: "tracking", the average reward of being where it was."""
+    return project(shown.double().mean(0)).float()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,11 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.runs import RESULTS
-from benchmarks.update_speed import hardware, today
+from benchmarks.runs import command, save_table, today
+from benchmarks.update_speed import hardware
 from envs import lidar_collect, lidar_scan, lidar_world
 from envs.parallel import num_workers, run_jobs
-from worldmodels.files import atomic_write
 
 WARMUP = 3
 STAGES = ("whole frame", "street", "scan and labels", "files")
@@ -84,12 +82,11 @@ def main() -> None:
         times = processor_times(settings, max(10, options.frames // 5), Path(folder) / "one")
         start, rate = wall_time(settings, options.frames, workers, Path(folder) / "all")
         sizes = [path.stat().st_size for path in (Path(folder) / "all").rglob("*.bin")]
-    day = today()
     whole = statistics.median(times["whole frame"])
     lines = [
-        f"# Simulated LiDAR, {hardware(torch.device('cpu'))}, {day}",
+        f"# Simulated LiDAR, {hardware(torch.device('cpu'))}, {today()}",
         "",
-        f"Command: `python -m benchmarks.lidar_scenes_speed {' '.join(sys.argv[1:])}`",
+        command("lidar_scenes_speed"),
         "",
         f"- {options.frames} frames, {options.sweep:g} degrees, {statistics.mean(sizes) / 16:,.0f} points each.",
         f"- {workers} processes: {rate:.1f} frames/s by the clock, {start:.1f} s until the first; load average "
@@ -102,9 +99,7 @@ def main() -> None:
     for name in STAGES:
         values = sorted(times[name])
         lines.append(f"| {name} | {1e3 * statistics.median(values):.1f} | {1e3 * values[int(0.9 * len(values))]:.1f} |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    atomic_write(RESULTS / f"lidar-scenes-{options.sweep:g}-{day}.md", text)
+    save_table(f"lidar-scenes-{options.sweep:g}", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

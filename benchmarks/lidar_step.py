@@ -32,15 +32,14 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 from torch import Generator
 
-from benchmarks.runs import RESULTS
+from benchmarks.runs import command, save_table, today
 from benchmarks.sparse_backbone import copies
-from benchmarks.update_speed import hardware, today
+from benchmarks.update_speed import hardware
 from benchmarks.watch import Part, Place, Spent, Watch
 from perception.detection import second
 from perception.lidar import backbone, encode
 from worldmodels import build
 from worldmodels.environment import keep_freed_memory, memory_bytes, peak_memory_bytes
-from worldmodels.files import atomic_write
 from worldmodels.keys import NUM_VOXELS, OBSERVATION, VOXELS
 from worldmodels.trainer import batch_seed
 
@@ -211,7 +210,7 @@ def report(found: Mapping[str, dict[str, Any]], options: argparse.Namespace) -> 
     lines = [
         f"# LiDAR training step, {hardware(device)}, {today()}",
         "",
-        f"Command: `python -m benchmarks.lidar_step {' '.join(sys.argv[1:])}`",
+        command("lidar_step"),
         "",
         f"- torch {torch.__version__}, {device}, {options.threads} CPU thread(s), fp32"
         f"{', compiled' if options.compile else ''}, matmuls `{first['matmul']}`, sparse convolutions by {backend};"
@@ -281,16 +280,17 @@ def main() -> None:
         return
     found = {}
     for name in options.objectives:
-        command = [sys.executable, "-m", "benchmarks.lidar_step", *sys.argv[1:], "--only", name]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        own = [sys.executable, "-m", "benchmarks.lidar_step", *sys.argv[1:], "--only", name]
+        done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True)
         found[name] = json.loads(done.stdout.splitlines()[-1])
         print(f"{name}: {spread(found[name]['wall'])} ms", file=sys.stderr, flush=True)
     text = report(found, options)
-    print(text)
-    if not options.no_save:
+    if options.no_save:
+        print(text)
+    else:
         how = [options.scale, options.device, f"batch{options.batch}", f"{options.threads}threads"]
         how += ["highest"] * (options.engine == "highest") + ["compiled"] * options.compile
-        atomic_write(RESULTS / f"lidar-step-{'-'.join(how)}-{today()}.md", text)
+        save_table(f"lidar-step-{'-'.join(how)}", text)
 
 
 if __name__ == "__main__":

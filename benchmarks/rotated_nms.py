@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -22,10 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from benchmarks.runs import RESULTS
-from benchmarks.update_speed import hardware, today
+from benchmarks.runs import command, save_table, today
+from benchmarks.update_speed import hardware
 from perception.detection.nms import rotated_nms
-from worldmodels.files import atomic_write
 from worldmodels.geometry.overlap import bev_iou
 
 SIZES = ((3.9, 1.6, 1.56), (0.8, 0.6, 1.73), (1.76, 0.6, 1.73))  # car, pedestrian, cyclist
@@ -129,7 +127,7 @@ def main() -> None:
     lines = [
         f"# Rotated NMS of {options.boxes} boxes, {hardware(device)}, {today()}",
         "",
-        f"Command: `{' '.join(['python -m benchmarks.rotated_nms', *sys.argv[1:]])}`",
+        command("rotated_nms"),
         "",
         f"- Python {platform.python_version()}, torch {torch.__version__}, {device}, {options.threads} thread(s),"
         f" float32; load average {load:.1f} before the start (0 is an idle machine).",
@@ -140,11 +138,8 @@ def main() -> None:
     ]
     for case in CASES:
         lines.append(row(case, options.boxes, device, options.seconds))
-        print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    name = re.sub(r"[^a-z0-9]+", "-", f"rotated_nms_{options.boxes}_{hardware(device)}_{today()}".lower())
-    atomic_write(RESULTS / f"{name}.md", text)
+        print(lines[-1], file=sys.stderr, flush=True)
+    save_table(f"rotated_nms_{options.boxes}_{hardware(device)}", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import io
 import json
 import multiprocessing
+import re
 import shlex
 import signal
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -155,13 +156,19 @@ def version_list(*packages: str) -> str:
 
 
 def today() -> str:
-    """The date in a table's title and name."""
-    return time.strftime("%Y-%m-%d")
+    """The date in a table's title and name, of UTC: the same wherever it is made."""
+    return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
 
 
-def save_table(name: str, table: str, *, out: Path | None) -> None:
-    """Print a table and write it to benchmarks/results or the folder ``out``."""
-    atomic_write((out or RESULTS) / f"{name}-{today()}.md", table)
+def save_table(name: str, table: str, *, out: Path | None = None) -> None:
+    """Print a table and write it to benchmarks/results or the folder ``out``.
+
+    Args:
+        name: of the file, which gets the date; what is neither letter nor digit becomes a dash.
+        table: Markdown. out: another folder.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", f"{name}-{today()}".lower())
+    atomic_write((out or RESULTS) / f"{words}.md", table)
     print(table)
 
 

@@ -14,7 +14,6 @@ import argparse
 import importlib.util
 import os
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +23,8 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from tensordict import TensorDict
 
-from benchmarks.runs import RESULTS
-from benchmarks.update_speed import hardware, today
+from benchmarks.runs import command, save_table, today
+from benchmarks.update_speed import hardware
 from benchmarks.watch import Part, Place, Spent, Watch
 from envs.kitti import Kitti
 from envs.scans import LabelledScans
@@ -34,7 +33,6 @@ from perception.lidar.backbone import VoxelBackbone
 from perception.lidar.sparse_conv import BACKENDS, use_backend
 from worldmodels import build
 from worldmodels.environment import keep_freed_memory
-from worldmodels.files import atomic_write
 from worldmodels.keys import OBSERVATION
 
 STAGES = ("voxels", "rulebooks", "convolutions", "norms", "dense view", "forward", "backward")
@@ -110,11 +108,10 @@ def main() -> None:
     backends = [name for name in BACKENDS if name == "torch" or importlib.util.find_spec("spconv")]
     found = measure(encoder, obs, backends, options.rounds)
 
-    day = today()
     lines = [
-        f"# LiDAR encoder, {hardware(device)}, {day}",
+        f"# LiDAR encoder, {hardware(device)}, {today()}",
         "",
-        f"Command: `python -m benchmarks.sparse_backbone {' '.join(sys.argv[1:])}`",
+        command("sparse_backbone"),
         "",
         f"- torch {torch.__version__}, one thread, fp32, {engine} matmuls; load average {load:.1f} before the start.",
         f"- {num_voxels:,} voxels, frame {options.frame}, {options.batch} times. By default, torch runs on a CPU.",
@@ -130,9 +127,7 @@ def main() -> None:
             for t in ([1e3 * seconds for seconds in found[name][stage]] for name in backends)
         ]
         lines.append(f"| {stage} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    print(text)
-    atomic_write(RESULTS / f"lidar-encoder-batch{options.batch}-{engine.lower()}-{day}.md", text)
+    save_table(f"lidar-encoder-batch{options.batch}-{engine}", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ t_jepa, section 4, taken on a shared processor of the same kind; so processor ti
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -21,11 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_module
 
-from benchmarks.runs import RESULTS
+from benchmarks.runs import command, save_table, today
 from benchmarks.update_speed import hardware, resident
 from worldmodels import build
 from worldmodels.environment import keep_freed_memory
-from worldmodels.files import atomic_write
 
 WARMUP = 3
 
@@ -107,11 +105,11 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(CASES[options.only], data_dir, options.seconds)))
         return
-    load, day = os.getloadavg()[0], f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    load = os.getloadavg()[0]
     lines = [
-        f"# T-JEPA update, {hardware(torch.device('cpu'))}, {day}",
+        f"# T-JEPA update, {hardware(torch.device('cpu'))}, {today()}",
         "",
-        f"Command: `python -m benchmarks.tabular_speed {' '.join(sys.argv[1:])}`",
+        command("tabular_speed"),
         "",
         f"- torch {torch.__version__}, one thread, fp32; load average {load:.1f} before the start.",
         "- Memory: peak of the process, and above what it had before networks were built.",
@@ -121,9 +119,9 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in options.cases:
-        command = [sys.executable, "-m", "benchmarks.tabular_speed", "--only", name, "--seconds", str(options.seconds)]
-        command += ["--data-dir", str(data_dir)] if data_dir else []
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        own = [sys.executable, "-m", "benchmarks.tabular_speed", "--only", name, "--seconds", str(options.seconds)]
+        own += ["--data-dir", str(data_dir)] if data_dir else []
+        done = subprocess.run(own, stdout=subprocess.PIPE, text=True, check=True)
         found, case = json.loads(done.stdout.splitlines()[-1]), CASES[name]
         cells = [case.label, found["parameters"], found["batch"], f"{found['seconds']:.3f}"]
         cells += [
@@ -132,10 +130,8 @@ def main() -> None:
         ]
         cells += [f"{case.released:g} s", f"{case.released / found['seconds']:.1f}x"]
         lines.append(f"| {' | '.join(map(str, cells))} |")
-        print(lines[-1], flush=True)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    atomic_write(RESULTS / f"t-jepa-update-{day}.md", text)
+        print(lines[-1], file=sys.stderr, flush=True)
+    save_table("t-jepa-update", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,10 @@ updates (allocation, compilation, capture) are dropped. Peak memory is measured 
 from __future__ import annotations
 
 import argparse
-import datetime
 import gc
 import json
 import os
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 
+from benchmarks.runs import command, save_table, today
 from benchmarks.td_jepa_yardstick import YardstickConfig, make_yardstick
 from worldmodels import build
 from worldmodels.core import Policy
@@ -232,9 +231,9 @@ def measure(cfg: DictConfig, device: torch.device, names: list[str], rounds: int
 
 def memory_alone(name: str, args: argparse.Namespace) -> int:
     """Peak bytes of one contender, in a process of its own: above the imports on a CPU, allocated on a GPU."""
-    command = [sys.executable, "-m", "benchmarks.update_speed", "--memory-of", name, "--scale", args.scale]
-    command += ["--threads", str(args.threads), "--device", args.device]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    own = [sys.executable, "-m", "benchmarks.update_speed", "--memory-of", name, "--scale", args.scale]
+    own += ["--threads", str(args.threads), "--device", args.device]
+    result = subprocess.run(own, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"measuring the memory of {name} failed:\n{result.stderr[-2000:]}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -286,11 +285,6 @@ def num_trained(cfg: DictConfig) -> int:
     return sum(p.numel() for network in networks for p in network.parameters())
 
 
-def today() -> str:
-    """Date of the result."""
-    return f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
-
-
 def report(
     results: dict[str, dict], memory: dict[str, int], args: argparse.Namespace, cfg: DictConfig, device: torch.device
 ) -> str:
@@ -300,7 +294,7 @@ def report(
     lines = [
         f"# TD-JEPA update, scale={args.scale}, {hardware(device)}, {today()}",
         "",
-        f"Command: `python -m benchmarks.update_speed {' '.join(sys.argv[1:])}`",
+        command("update_speed"),
         "",
         f"- Python {platform.python_version()}, torch {torch.__version__}, {device}, {args.threads} thread(s), fp32;"
         f" load average {args.load:.1f} before the start (0 is an idle machine).",
@@ -380,12 +374,10 @@ def main() -> None:
     results = measure(cfg, device, names, args.rounds, args.seconds)
     memory = {name: memory_alone(name, args) for name in names}
     text = report(results, memory, args, cfg, device)
-    print(text)
-    if not args.no_save:
-        words = f"td_jepa_update_{args.scale}_{hardware(device)}_{args.threads}threads_{today()}"
-        path = ROOT / "benchmarks" / "results" / (re.sub(r"[^a-z0-9]+", "-", words.lower()) + ".md")
-        path.write_text(text)
-        print(f"written to {path.relative_to(ROOT)}")
+    if args.no_save:
+        print(text)
+    else:
+        save_table(f"td_jepa_update_{args.scale}_{hardware(device)}_{args.threads}threads", text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from envs.behavior import make_behavior, seed_episode
+from envs.command import run_command
 from envs.ogbench_names import DATASETS, Dataset, find_dataset
 from envs.parallel import disk_errors, exclusive, num_workers, run_jobs
 from envs.parallel import progress as progress_bar
@@ -275,27 +276,8 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def _main(arguments: list[str]) -> int:
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(__doc__)
-        print("Data sets: " + ", ".join(name for name, facts in DATASETS.items() if facts.is_collectable))
-        return 0
-    from hydra import compose, initialize_config_module
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        with initialize_config_module("conf", version_base="1.3"):
-            settings = OmegaConf.to_container(compose("collect", arguments), throw_on_missing=True)
-        path = collect(**settings)  # type: ignore[arg-type]
-    except (ValueError, OSError, RuntimeError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    print(path)
-    return 0
+    names = ", ".join(name for name, facts in DATASETS.items() if facts.is_collectable)
+    return run_command(arguments, config="collect", function=collect, help=f"{__doc__}\nData sets: {names}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from envs.ogbench_files import DataFile, find
 from envs.ogbench_names import Dataset, find_dataset
 from envs.ogbench_tasks import OGBenchTasks
-from envs.replay import TrajectoryStore, from_disk, to_disk
+from envs.replay import TrajectoryStore, load_rows
 from worldmodels.core import Policy
 from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE, TERMINATED
 
@@ -119,13 +118,22 @@ class OGBench:
             batch size [N]: "observation" reached and "action" that led there [N, A], on the device; "physics" of the
             simulator in that state, on the CPU: "qpos" and "qvel" float64 [N, n], "button_states" int64 [N, n].
         """
-        before = self.store.draw(num, 2, generator)
-        reached = self.store.rows(before + 1)
-        out = TensorDict({OBSERVATION: reached[OBSERVATION]}, batch_size=[num])
-        out[ACTION] = self.store.rows(before)[ACTION]
-        index = (before + 1).cpu().long()
+        reached = self.store.draw(num, 2, generator) + 1
+        return self.physics_of(reached).set(OBSERVATION, self.store.rows(reached)[OBSERVATION])
+
+    def physics_of(self, rows: Tensor) -> TensorDict:
+        """What a reward may depend on, without the observation: "physics", and "action", the step that led there.
+
+        Args:
+            rows: int [n] of the store; the first row of a trajectory was led to by nothing, its action means nothing.
+
+        Returns:
+            batch size [n]; entries as ``labelled`` documents them.
+        """
+        out = TensorDict({ACTION: self.store.rows((rows - 1).clamp(min=0), [ACTION])[ACTION]}, batch_size=rows.shape)
         if self.physics is not None:
-            out[PHYSICS] = TensorDict({k: _exact(v[index]) for k, v in self.physics.items()}, batch_size=[num])
+            index = rows.cpu().long()
+            out[PHYSICS] = TensorDict({k: _exact(v[index]) for k, v in self.physics.items()}, batch_size=rows.shape)
         return out
 
     @cached_property
@@ -179,16 +187,16 @@ class OGBench:
             ACTION: ((self.facts.action_dim,), torch.float32),
             TERMINATED: ((), torch.bool),
         }
-        num = self._file.num_rows
-        size = num * sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in shapes.values())
-        if size <= max_device_bytes:
-            flat = {
-                key: torch.zeros(num, *shape, dtype=kind, device=self.device) for key, (shape, kind) in shapes.items()
-            }
-            rows = TensorDict(flat, batch_size=[num]).unflatten_keys("/")
-            self._fill(rows)
-            return rows
-        return self._mapped(shapes)
+        path, stat = self._file.path, self._file.path.stat()
+        mark = hashlib.sha256(f"{stat.st_size}/{stat.st_mtime_ns}/{self._file.num_rows}".encode()).hexdigest()[:10]
+        return load_rows(
+            shapes,
+            self._file.num_rows,
+            self._fill,
+            device=self.device,
+            max_device_bytes=max_device_bytes,
+            unpacked=path.with_name(f".{path.stem}.unpacked-{mark}"),
+        )
 
     def _fill(self, rows: TensorDict) -> None:
         for column, key in _COLUMNS.items():
@@ -198,22 +206,6 @@ class OGBench:
                 target[span] = (block.movedim(-1, 1) if key != ACTION and self.facts.is_visual else block).to(
                     target.dtype
                 )
-
-    def _mapped(self, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> TensorDict:
-        """Rows unpacked beside the file, once: npz cannot be read at random. The name tells which file they are of."""
-        path, stat = self._file.path, self._file.path.stat()
-        mark = hashlib.sha256(f"{stat.st_size}/{stat.st_mtime_ns}/{self._file.num_rows}".encode()).hexdigest()[:10]
-        folder = path.with_name(f".{path.stem}.unpacked-{mark}")
-        if not folder.exists():
-            print(f"unpacking {path.name} to {folder}: it is larger than max_device_bytes", file=sys.stderr)
-            unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-            try:
-                self._fill(to_disk(unfinished, self._file.num_rows, shapes))
-                if not folder.exists():
-                    unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-        return from_disk(folder)
 
     def _say_what_it_is(self) -> None:
         note = self.provenance

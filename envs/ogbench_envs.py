@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import atexit
 import copy
-import ctypes
-import importlib
 import os
-import sys
 from typing import Any
 
 import numpy as np
 
+from envs import rendering
 from envs.ogbench_names import Dataset
-from envs.stepping import Arrays, RenderError
+from envs.rendering import RenderError
+from envs.stepping import Arrays
 
 # What an arm's environment changes in its model while it runs: locks of the scene, colours, marks of targets.
 _MUTABLE = ("dof_damping", "geom_rgba", "mat_rgba", "site_pos")
-_NO_RENDERER = ("disabled", "disable", "off", "false", "0")
-_HINT = "set MUJOCO_GL=egl before Python starts; it needs libEGL (Debian: libegl1 libgl1-mesa-dri)"
 
 
 class OGBenchMaker:
@@ -81,7 +78,7 @@ class OGBenchMaker:
         Raises:
             RenderError: if MuJoCo has no renderer here.
         """
-        _ready_renderer()
+        rendering.ready()
         try:
             if not self.dataset.is_maze and env._renderer is None:
                 # One renderer for all twins: each would hold a copy of the meshes on the graphics side.
@@ -92,7 +89,7 @@ class OGBenchMaker:
             return np.asarray(env.render())
         except Exception as error:  # what a missing library or display raises depends on the backend
             raise RenderError(
-                f"cannot draw {self.dataset.env_name}: {' '.join(str(error).split())}; {_HINT}"
+                f"cannot draw {self.dataset.env_name}: {' '.join(str(error).split())}; {rendering.HINT}"
             ) from error
 
     def close(self, env: Any) -> None:
@@ -100,21 +97,21 @@ class OGBenchMaker:
         if self.dataset.is_maze:
             renderer, env.custom_renderer = env.custom_renderer, None
             if renderer is not None:
-                _free(renderer)
+                rendering.free(renderer)
             env.close()
 
     def finish(self) -> None:
         """Free what the twins share. Environments made before must not be used again."""
         template, self._template = self._template, None
         if template is not None and template._renderer is not None:
-            _free(template._renderer)
+            rendering.free(template._renderer)
 
     def _build(self, task: int) -> Any:
         import gymnasium
 
         self._register()
         if self.dataset.is_visual:
-            _ready_renderer()
+            rendering.ready()
         env: Any = gymnasium.make(self.dataset.task_id(task), disable_env_checker=True).unwrapped
         if self.dataset.is_maze:
             os.unlink(env.fullpath)  # ogbench writes each maze to a temporary file and leaves it there
@@ -127,43 +124,6 @@ class OGBenchMaker:
             import ogbench.locomaze
         else:
             import ogbench.manipspace  # noqa: F401
-
-
-def _ready_renderer() -> None:
-    """Make sure that drawing either works or raises.
-
-    Left alone, MuJoCo takes GLFW on Linux, which without a display does not fail but ends the process. It chooses when
-    it is imported, and torchrl imports it early; so where nobody chose and EGL is there, let it choose once more.
-
-    Raises:
-        RenderError: if there is no way to draw.
-    """
-    backend = os.environ.get("MUJOCO_GL", "").lower()
-    if backend in _NO_RENDERER:
-        raise RenderError(f"MUJOCO_GL={backend} switches pictures off; {_HINT}")
-    is_hopeless = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-    if not is_hopeless or backend not in ("", "glfw"):
-        return
-    try:
-        if backend == "glfw":
-            raise OSError("glfw was asked for")
-        ctypes.CDLL("libEGL.so.1")
-    except OSError as error:
-        raise RenderError(f"MuJoCo would draw with GLFW, which needs a display; {_HINT}") from error
-    import mujoco
-
-    os.environ["MUJOCO_GL"] = "egl"
-    importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)
-
-
-def _free(renderer: Any) -> None:
-    """Close a renderer without harm to others.
-
-    MuJoCo frees its objects in whichever graphics context is current, so closing one renderer can empty another, which
-    then draws black. Drawing makes the renderer's own context current.
-    """
-    renderer.render()
-    renderer.close()
 
 
 def _own_action_space(env: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs import rendering
 from envs.ogbench_envs import OGBenchMaker
 from envs.stepping import EnvGroup, WorkerPool
 from envs.vector import VectorEnv
@@ -53,12 +54,17 @@ class OGBenchTasks:
 
     Args:
         source: the data, for goals that only data can show.
+
+    Raises:
+        RenderError: if observations are pictures and there is no renderer; better now than after hours of training.
     """
 
-    names = ("task1", "task2", "task3", "task4", "task5")
+    names = goal_names = ("task1", "task2", "task3", "task4", "task5")
 
     def __init__(self, source: OGBench) -> None:
         self._source, self._facts = source, source.facts
+        if self._facts.is_visual:
+            rendering.ready()
         self._maker = OGBenchMaker(source.facts)
         self._pools: dict[int, WorkerPool] = {}
         self._goals: dict[int, _Goal] = {}
@@ -84,7 +90,7 @@ class OGBenchTasks:
             labelled: [N] with "physics", as ``OGBench.labelled`` gives; an environment's rows will do too.
 
         Returns:
-            float32 [N], on the device of the observations.
+            float32 [N], on the source's device.
         """
         goal, physics = self._goal(self._number(task)), self._physics(labelled)
         qpos = physics["qpos"]
@@ -100,7 +106,7 @@ class OGBenchTasks:
             missed += list((physics["button_states"] != torch.from_numpy(goal.buttons)).unbind(-1))
         if goal.handles is not None:
             missed += list(((self._handles(qpos) - torch.from_numpy(goal.handles)).abs() > self._tolerance).unbind(-1))
-        return -torch.stack(missed).sum(0).float().to(_device_of(labelled))
+        return -torch.stack(missed).sum(0).float().to(self._source.device)
 
     def fields(self, td: TensorDict) -> dict[str, Tensor]:
         """Named arrays [N, ...] for reward expressions, on the CPU.
@@ -317,7 +323,3 @@ def _arm_fields(state: Tensor) -> dict[str, Tensor]:
 
 def _distance(points: Tensor, target: np.ndarray) -> Tensor:
     return (points - torch.from_numpy(np.asarray(target, float))).norm(dim=-1)
-
-
-def _device_of(td: TensorDict) -> torch.device:
-    return next(iter(td[OBSERVATION].values())).device

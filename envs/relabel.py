@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Generator
+from torch import Generator, Tensor
 
 from worldmodels.core import Policy
 from worldmodels.keys import FUTURE, OBSERVATION
@@ -31,19 +32,20 @@ class Wrapper:
 
 
 class Futures(Wrapper):
-    """Adds "future": the observation k steps after the window's first row, k ~ Geometric(1 - discount), k >= 1.
+    """Adds "future": the observation k rows after the window's first row, k ~ Geometric(1 - discount), k >= 1.
 
     The future stays in its trajectory: beyond the end it is the last row (sheet td_jepa, section 1.9).
 
     Args:
         source: fixed data with a ``store``.
         discount: of the horizon, within (0, 1).
+        names: keys of the batch, each with a future drawn independently of the others.
 
     Raises:
         ValueError: if the source has no store.
     """
 
-    def __init__(self, source: Any, *, discount: float) -> None:
+    def __init__(self, source: Any, *, discount: float, names: Sequence[str] = (FUTURE,)) -> None:
         if not hasattr(source, "store"):
             raise ValueError(
                 f"futures need fixed data with a store; {type(source).__name__} has none. Use env=ogbench."
@@ -51,14 +53,21 @@ class Futures(Wrapper):
         if not 0 < discount < 1:
             raise ValueError(f"discount={discount}: a geometric horizon needs it within (0, 1)")
         super().__init__(source)
-        self.discount = discount
+        self.discount, self.names = discount, tuple(names)
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
-        """Draw windows as the source does, each with "future" of batch size [B]."""
+        """Draw windows as the source does, each with its futures, of batch size [B]."""
         store = self.source.store
         first = store.draw(batch_size, window, generator)  # [B]
-        uniform = torch.rand(batch_size, generator=generator, device=generator.device).to(first.device)
+        batch = store.windows(first, window)
+        for name in self.names:
+            batch[name] = store.rows(self.later(first, generator)).select(OBSERVATION)
+        return batch
+
+    def later(self, first: Tensor, generator: Generator) -> Tensor:
+        """Rows [B] that lie k rows of a window ahead of ``first`` [B], or end its trajectory."""
+        store = self.source.store
+        uniform = torch.rand(len(first), generator=generator, device=generator.device).to(first.device)
         ahead = (torch.log1p(-uniform) / math.log(self.discount)).floor() + 1  # inverse of the geometric distribution
         rows = (ahead * store.action_chunk).clamp(max=store.num_rows)  # a long horizon must not overflow the index
-        future = torch.minimum(first + rows.to(first.dtype), store.last_rows(first))
-        return store.windows(first, window).set(FUTURE, store.rows(future).select(OBSERVATION))
+        return torch.minimum(first + rows.to(first.dtype), store.last_rows(first))

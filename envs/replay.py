@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +13,9 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from worldmodels.keys import ACTION, OBSERVATION, PIXELS, TERMINATED
+
+Key = str | tuple[str, ...]
+_PICTURES = (OBSERVATION, PIXELS)
 
 
 class TrajectoryStore:
@@ -54,7 +61,7 @@ class TrajectoryStore:
         if ends.shape != rows.batch_size or not bool(ends[-1]):
             raise ValueError(f"ends {list(ends.shape)} must mark the last of the {len(rows)} rows")
         leaves = dict(rows.items(include_nested=True, leaves_only=True))
-        self._leaves: dict[str | tuple[str, ...], Tensor] = leaves
+        self._leaves: dict[Key, Tensor] = leaves
         self._rows_device = next(iter(leaves.values())).device
         self.device = self._rows_device if device is None else torch.device(device)
         self.frame_stack, self.action_chunk = frame_stack, action_chunk
@@ -120,7 +127,7 @@ class TrajectoryStore:
             generator: on the device of the batch; the batch is a function of its state alone.
 
         Returns:
-            batch size [B], leaves [B, T, ...], on ``device``.
+            batch size [B], leaves [B, T, ...], on ``device``. Stacked pictures of neighbouring rows share memory.
         """
         return self.windows(self.draw(batch_size, window, generator), window)
 
@@ -128,7 +135,10 @@ class TrajectoryStore:
         """Copy windows of ``window`` rows, T, that begin at rows ``first`` [B]; see ``sample``."""
         step, first = self.action_chunk, first.unsqueeze(-1)
         offset = torch.arange(window * step, device=first.device, dtype=first.dtype)
-        out = self.rows(first + offset[::step])
+        others = [key for key in self._leaves if not self._is_stacked(key)]
+        out = self.rows(first + offset[::step], others)
+        if len(others) < len(self._leaves):
+            out[_PICTURES] = self._stacks(self._leaves[_PICTURES], first, window)
         if step > 1:
             every = torch.minimum(first + offset, self._last[first])  # [B, T * h]
             out[ACTION] = self._gather(self._leaves[ACTION], every).unflatten(1, (window, step)).flatten(2)
@@ -136,20 +146,24 @@ class TrajectoryStore:
                 out[TERMINATED] = self._gather(self._leaves[TERMINATED], every).unflatten(1, (window, step)).any(2)
         return out
 
-    def rows(self, index: Tensor) -> TensorDict:
+    def rows(self, index: Tensor, keys: Sequence[Key] | None = None) -> TensorDict:
         """Copy rows to ``device``.
 
         Args:
             index: integers [B, ...], on the rows' device.
+            keys: only these leaves, such as ["action"]; None copies all.
 
         Returns:
             batch size [B], leaves [B, ..., *row].
         """
         out = TensorDict({}, batch_size=index.shape[:1])
-        for key, leaf in self._leaves.items():
-            is_stacked = self.frame_stack > 1 and key == (OBSERVATION, PIXELS)
-            out[key] = self._stacked(leaf, index) if is_stacked else self._gather(leaf, index)
+        for key in self._leaves if keys is None else keys:
+            leaf = self._leaves[key]
+            out[key] = self._stacked(leaf, index) if self._is_stacked(key) else self._gather(leaf, index)
         return out
+
+    def _is_stacked(self, key: Key) -> bool:
+        return self.frame_stack > 1 and key == _PICTURES
 
     def _gather(self, leaf: Tensor, index: Tensor) -> Tensor:
         found = leaf.index_select(0, index.flatten()).unflatten(0, index.shape)
@@ -161,8 +175,63 @@ class TrajectoryStore:
         frames = torch.maximum(index.unsqueeze(-1) + back, self._first[index].unsqueeze(-1))  # [B, ..., k]
         return self._gather(leaf, frames).flatten(-4, -3)
 
+    def _stacks(self, leaf: Tensor, first: Tensor, window: int) -> Tensor:
+        """Stacked pictures [B, T, k * C, H, W] of windows that begin at ``first`` [B, 1].
 
-def to_disk(folder: Path, rows: int, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> TensorDict:
+        Stacks of neighbouring rows share pictures. Each is gathered once, and stacks are overlapping views of them: two
+        rows with three pictures each touch four.
+        """
+        step, k = self.action_chunk, self.frame_stack
+        if step >= k:  # nothing is shared
+            return self._stacked(leaf, first + step * torch.arange(window, device=first.device, dtype=first.dtype))
+        back = torch.arange(1 - k, (window - 1) * step + 1, device=first.device, dtype=first.dtype)
+        frames = self._gather(leaf, torch.maximum(first + back, self._first[first]))  # [B, (T - 1) * step + k, C, H, W]
+        channels = frames.shape[-3]
+        stacks = frames.flatten(1, 2).unfold(1, k * channels, step * channels)  # [B, T, H, W, k * C]
+        return stacks.movedim(-1, 2)
+
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def load_rows(
+    shapes: Shapes,
+    num: int,
+    fill: Callable[[TensorDict], None],
+    *,
+    device: torch.device,
+    max_device_bytes: int,
+    unpacked: Path,
+) -> TensorDict:
+    """Rows of packed files, on the device if they fit, else unpacked on disk, once: an archive has no random access.
+
+    Args:
+        shapes: see ``to_disk``.
+        num: rows, N.
+        fill: writes the rows into what it is given.
+        device: where rows are wanted.
+        max_device_bytes: larger ones stay on disk, memory-mapped; only sampled rows travel.
+        unpacked: folder for that. Its name must tell which files it is of: where it exists, it is used.
+    """
+    size = num * sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in shapes.values())
+    if size <= max_device_bytes:
+        flat = {key: torch.zeros(num, *shape, dtype=kind, device=device) for key, (shape, kind) in shapes.items()}
+        rows = TensorDict(flat, batch_size=[num]).unflatten_keys("/")
+        fill(rows)
+        return rows
+    if not unpacked.exists():
+        print(f"unpacking {size / 2**30:.1f} GiB to {unpacked}: more than max_device_bytes", file=sys.stderr)
+        unfinished = unpacked.with_name(f"{unpacked.name}.{os.getpid()}.tmp")
+        try:
+            fill(to_disk(unfinished, num, shapes))
+            if not unpacked.exists():
+                unfinished.rename(unpacked)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return from_disk(unpacked)
+
+
+def to_disk(folder: Path, rows: int, shapes: Shapes) -> TensorDict:
     """Make empty memory-mapped rows in ``folder``, to be filled; ``from_disk`` opens them again.
 
     Args:

@@ -15,6 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from envs.rendering import RenderError, check_picture
+
 Arrays = dict[str, np.ndarray]
 _FLAGS = {
     "reward": np.float64,
@@ -24,10 +26,6 @@ _FLAGS = {
     "stepped": np.bool_,
 }
 _START = {"reward": 0.0, "terminated": False, "truncated": False, "stepped": False}
-
-
-class RenderError(RuntimeError):
-    """There is no way to draw pictures here; the message says what to install or set."""
 
 
 @runtime_checkable
@@ -53,8 +51,8 @@ class Maker(Protocol):
         """State of the simulator."""
         ...
 
-    def is_solved(self, env: Any) -> bool:
-        """Whether the environment's present state solves the task."""
+    def is_solved(self, env: Any) -> bool | None:
+        """Whether the environment's present state solves the task; None where tasks have rewards, but no success."""
         ...
 
     def render(self, env: Any) -> np.ndarray:
@@ -120,14 +118,15 @@ class EnvGroup:
             actions: float [n, A]; clipped to [-1, 1]. Rows of finished environments are ignored.
 
         Returns:
-            "observation" [n, ...]; "reward", "success" float64 [n]; "terminated", "truncated" bool [n], which stay
-            true; "stepped" bool [n], true where this call did step; "physics/..." [n, ...].
+            "observation" [n, ...]; "reward", and where defined "success", float64 [n]; "terminated", "truncated" bool
+            [n], which stay true; "stepped" bool [n], true where this call did step; "physics/..." [n, ...].
         """
         now = self._now
         stepped = ~(now["terminated"] | now["truncated"])
         now["stepped"][:] = stepped
         now["reward"][~stepped] = 0.0
-        now["success"][~stepped] = 0.0
+        if "success" in now:
+            now["success"][~stepped] = 0.0
         self._steps += 1
         is_last = self._steps >= self._max_steps
         with keeping_random_state():
@@ -141,7 +140,7 @@ class EnvGroup:
                     env,
                     observation,
                     reward=reward,
-                    success=info["success"],
+                    success=info.get("success"),
                     terminated=terminated,
                     truncated=truncated or is_last,
                     stepped=True,
@@ -173,9 +172,12 @@ class EnvGroup:
         return self._result
 
     def _row(self, env: Any, observation: np.ndarray, **flags: Any) -> dict[str, Any]:
-        row = {key: kind(flags[key]) for key, kind in _FLAGS.items()}
+        row = {key: kind(flags[key]) for key, kind in _FLAGS.items() if flags[key] is not None}
         physics = {f"physics/{key}": value.copy() for key, value in self._maker.physics(env).items()}
-        return {"observation": np.asarray(observation), **row, **physics}
+        seen = np.asarray(observation)
+        if seen.dtype == np.uint8 and seen.ndim == 3:
+            check_picture(seen, "an environment")
+        return {"observation": seen, **row, **physics}
 
     def _copy(self) -> Arrays:
         return {key: value.copy() for key, value in self._now.items()}

@@ -88,19 +88,22 @@ class Toy:
 
     def labelled(self, num: int, generator: Generator) -> TensorDict:
         """Draw reached states [N] with the action that led there and physics; as ``OGBench.labelled``."""
-        before = self.store.draw(num, 2, generator)
-        reached, left = self.store.rows(before + 1), self.store.rows(before)
+        reached = self.store.draw(num, 2, generator) + 1
+        return self.physics_of(reached).set(OBSERVATION, self.store.rows(reached)[OBSERVATION])
+
+    def physics_of(self, rows: Tensor) -> TensorDict:
+        """What a reward may depend on, in these rows [n]; as ``OGBench.physics_of``."""
+        reached, left = self.store.rows(rows), self.store.rows((rows - 1).clamp(min=0))
         position = reached[OBSERVATION, STATE].cpu().double()
         velocity = position - left[OBSERVATION, STATE].cpu().double()
-        out = TensorDict({OBSERVATION: reached[OBSERVATION], ACTION: left[ACTION]}, batch_size=[num])
-        out[PHYSICS] = TensorDict({"qpos": position, "qvel": velocity}, batch_size=[num])
-        return out
+        out = TensorDict({ACTION: left[ACTION]}, batch_size=rows.shape)
+        return out.set(PHYSICS, TensorDict({"qpos": position, "qvel": velocity}, batch_size=rows.shape))
 
 
 class ToyTasks:
     """Reach one of five places; the protocol of ``envs.ogbench_tasks.OGBenchTasks``."""
 
-    names = tuple(_GOALS)
+    names = goal_names = tuple(_GOALS)
     max_steps = _MAX_STEPS
     tolerance = _RADIUS
 

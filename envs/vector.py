@@ -59,7 +59,7 @@ class VectorEnv:
     def reset(self) -> TensorDict:
         """Begin the N episodes of the seed; the same ones at every call. Keys as in ``step``, all rewards 0.
 
-        "success" tells which start states already solve the task.
+        "success" tells which start states already solve the task, where tasks have a success.
         """
         self._frames = None
         return self._tensors(self._ask("reset"))
@@ -71,8 +71,9 @@ class VectorEnv:
             td: batch size [N] with "action" [N, A]; clipped to [-1, 1].
 
         Returns:
-            batch size [N]: "observation"; "reward" and "success" float32 [N]; "terminated" and "truncated" bool [N],
-            which stay true; "alive" bool [N], whether the environment runs on; "physics", on the CPU.
+            batch size [N]: "observation"; "reward" and where defined "success" float32 [N]; "terminated" and
+            "truncated" bool [N], which stay true; "alive" bool [N], whether the environment runs on; "physics", on the
+            CPU.
         """
         actions = td[ACTION].detach().to("cpu", torch.float32).numpy()
         if len(actions) != self.num_envs:
@@ -128,13 +129,15 @@ class VectorEnv:
             {
                 OBSERVATION: TensorDict(observation, num),
                 REWARD: torch.from_numpy(arrays["reward"]).float(),
-                SUCCESS: torch.from_numpy(arrays["success"]).float(),
                 TERMINATED: torch.from_numpy(arrays["terminated"]),
                 TRUNCATED: torch.from_numpy(arrays["truncated"]),
                 ALIVE: self._alive.clone(),
             },
             num,
-        ).to(self._device)
+        )
+        if "success" in arrays:
+            out[SUCCESS] = torch.from_numpy(arrays["success"]).float()
+        out = out.to(self._device)
         out.clear_device_()  # physics stays on the CPU, whatever the device of the rest
         physics = {key.removeprefix("physics/"): value for key, value in arrays.items() if key.startswith("physics/")}
         if physics:

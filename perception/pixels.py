@@ -42,7 +42,7 @@ class PixelEncoder(Encoder):
             conv = nn.Conv2d(in_channels if index == 0 else channels, channels, 3, stride=2 if index == 0 else 1)
             nn.init.orthogonal_(conv.weight, gain=math.sqrt(2))
             nn.init.zeros_(conv.bias)
-            layers += [conv, nn.ReLU()]
+            layers += [conv, nn.ReLU(inplace=True)]  # saves a copy of the largest maps; their gradient needs no input
         self.conv = nn.Sequential(*layers)
         with torch.no_grad():
             flat = self.conv(torch.zeros(1, in_channels, height, width)).flatten(1).shape[1]
@@ -53,7 +53,7 @@ class PixelEncoder(Encoder):
         """Return "tokens" [B, 1, D] and "pooled" [B, D]."""
         if keep is not None:
             raise ValueError("convolutions need the whole picture: keep must be None")
-        maps = self.conv(obs[PIXELS].float() / 255 - 0.5)  # [B, C, H', W']
+        maps = self.conv(obs[PIXELS].to(torch.float32, copy=True).div_(255).sub_(0.5))  # [B, C, H', W']
         pooled = self.head(maps.flatten(1))
         return TensorDict({TOKENS: pooled.unsqueeze(-2), POOLED: pooled}, batch_size=obs.batch_size)
 
@@ -62,7 +62,7 @@ class RandomShift:
     """Shifts every picture by up to ``pad`` pixels, repeating its edge; stacked frames move together.
 
     Rows of a window are shifted independently of each other (sheet td_jepa, section 1.1). Whole-pixel shifts are exact,
-    so they are an index, not an interpolation.
+    so each result is a crop of the picture with its edge repeated, not an interpolation, and stays in bytes.
 
     Args:
         pad: largest shift in pixels.
@@ -75,11 +75,23 @@ class RandomShift:
         """Shift ("observation", "pixels") [B, T, C, H, W]."""
         pixels = batch[OBSERVATION, PIXELS]
         num, rows = pixels.shape[:2]
-        height, width = pixels.shape[-2:]
         like = {"generator": generator, "device": pixels.device}
-        shift = torch.randint(-self.pad, self.pad + 1, (2, num, rows, 1), **like)
-        y = (torch.arange(height, device=pixels.device) + shift[0]).clamp(0, height - 1)  # [B, T, H]
-        x = (torch.arange(width, device=pixels.device) + shift[1]).clamp(0, width - 1)  # [B, T, W]
-        pixels = pixels.gather(-2, y[:, :, None, :, None].expand_as(pixels))
-        pixels = pixels.gather(-1, x[:, :, None, None, :].expand_as(pixels))
-        return batch.copy().set(OBSERVATION, batch[OBSERVATION].copy().set(PIXELS, pixels))
+        down, right = torch.randint(0, 2 * self.pad + 1, (2, num, rows), **like)  # each [B, T]
+        crops = _padded(pixels, self.pad).unfold(-2, pixels.shape[-2], 1).unfold(-2, pixels.shape[-1], 1)
+        sample = torch.arange(num, device=pixels.device)[:, None]
+        row = torch.arange(rows, device=pixels.device)
+        shifted = crops.movedim(2, 4)[sample, row, down, right]  # of [B, T, 2 pad + 1, 2 pad + 1, C, H, W]
+        return batch.copy().set(OBSERVATION, batch[OBSERVATION].copy().set(PIXELS, shifted))
+
+
+def _padded(pixels: Tensor, pad: int) -> Tensor:
+    """Repeat the edge of ``pixels`` [..., H, W] ``pad`` times; torch's own padding refuses bytes."""
+    height, width = pixels.shape[-2:]
+    out = pixels.new_empty((*pixels.shape[:-2], height + 2 * pad, width + 2 * pad))
+    inner = slice(pad, pad + width)
+    out[..., pad : pad + height, inner] = pixels
+    out[..., :pad, inner] = pixels[..., :1, :]
+    out[..., pad + height :, inner] = pixels[..., -1:, :]
+    out[..., :pad] = out[..., pad : pad + 1].clone()
+    out[..., pad + width :] = out[..., pad + width - 1 : pad + width].clone()
+    return out

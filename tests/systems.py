@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tests.kitti_folder import write_kitti
 from tests.once_folder import write_once
 from tests.waymo_folder import write_waymo
+from worldmodels import build, checkpoint
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WRITERS = {"kitti": write_kitti, "once": write_once, "waymo": write_waymo}  # of data that must be downloaded
@@ -19,7 +23,10 @@ SYSTEMS = [f"{group}/{path.stem}" for group in ("agent", "objective") for path i
 
 
 def composed(*overrides: str, batch_size: int = 16) -> DictConfig:
-    """The configuration of ``overrides`` on small data; moments come as a batch of one."""
+    """The configuration of ``overrides`` on small data; moments come as a batch of one.
+
+    What goes on with a finished run gets an untrained agent, and little to collect.
+    """
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("config", overrides=[*overrides])
         if cfg.env.source._target_ == "envs.ogbench.OGBench":
@@ -29,7 +36,27 @@ def composed(*overrides: str, batch_size: int = 16) -> DictConfig:
         if (name := cfg.env.source._target_.split(".")[1]) in WRITERS and cfg.env.data_dir is None:
             cfg = compose("config", overrides=[*overrides, f"env.data_dir={hand_made(name)}"])
     cfg.batch_size = min(cfg.batch_size, batch_size)
+    if OmegaConf.select(cfg, "agent.start") is not None and cfg.agent.start.run_dir is None:
+        cfg.agent.start.run_dir = finished_run(torch.get_default_dtype())
+        cfg.relabel.parts.online.first_transitions = 16
+    if OmegaConf.select(cfg, "relabel.first_transitions") is not None:
+        cfg.relabel.first_transitions = 2 * cfg.relabel.num_envs
     return cfg
+
+
+@functools.cache
+def finished_run(dtype: torch.dtype) -> str:
+    """The folder of a TD-JEPA on the toy source, as a run of no steps leaves it; its weights are of type ``dtype``."""
+    cfg, device = composed("agent=td_jepa"), torch.device("cpu")
+    source = build.build_source(cfg, device)
+    agent = build.build_objective(cfg, source, device)
+    assert next(agent.parameters()).dtype == dtype
+    folder = tempfile.mkdtemp(prefix="worldmodels-run-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    Path(folder, "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    state = {"spec": str(source.spec)}
+    checkpoint.save(Path(folder) / "checkpoints", 0, model=agent, optimizer={}, state=state)
+    return folder
 
 
 @functools.cache

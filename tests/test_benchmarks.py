@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import lidar_step, rotated_nms, update_speed
+from benchmarks import lidar_step, method_cost, rotated_nms, update_speed
 from benchmarks.watch import Part, Place, Watch
 from worldmodels import build
 
@@ -122,3 +122,21 @@ def test_watching_a_lidar_step_changes_nothing_and_misses_nothing(objective: str
     for name in ("encoder", "bev"):
         assert all(found[lidar_step.ROWS[name]][way][0] > 0 for way in ("forward", "backward", "cpu")), name
     assert sum(found[row]["wall"][0] for row in here) == pytest.approx(found["all parts"]["wall"][0])
+
+
+@pytest.mark.parametrize("agent", ["rldp", "icvf"])  # a longer window; two futures
+def test_cost_of_a_method_is_that_of_its_update(agent: str) -> None:
+    cfg = method_cost.compose_config(agent)
+    assert cfg.agent.task_net.width == 512
+    for part in (cfg.agent.task_net, cfg.agent.predictor, cfg.agent.actor):
+        part.width = 16
+    cfg.batch_size = 8
+    method_cost.build_update(cfg, CPU)(0)
+
+
+def test_cost_is_relative_to_fb_in_paired_rounds() -> None:
+    rounds = {"fb": [update_speed.Timing(9.0, 1.0), update_speed.Timing(9.0, 2.0)]}
+    rounds["hilp"] = [update_speed.Timing(1.0, 1.5), update_speed.Timing(1.0, 3.0)]
+    args = argparse.Namespace(rounds=2, updates=1, threads=1)
+    lines = method_cost.report(rounds, CPU, args).splitlines()
+    assert lines[-2:] == ["| fb | 0.67 | 1.00 [1.00, 1.00] |", "| hilp | 0.44 | 1.50 [1.50, 1.50] |"]

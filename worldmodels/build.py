@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from worldmodels import checkpoint
-from worldmodels.core import Evaluator, Objective, Source, Transform
+from worldmodels.core import Evaluator, Objective, Source, StudiesData, Transform
 from worldmodels.learner import Learner
 
 SOURCE_FILE = "source.json"  # in a run's folder: what the data say of themselves, such as a table's scales
@@ -78,7 +78,10 @@ def build_objective(cfg: DictConfig, source: Source, device: torch.device) -> Ob
         objective = factory(source.spec, encoder=encoder)
     if cfg.get("init"):  # runs of earlier versions have no such key
         start_from(Path(cfg.init), objective)
-    return objective.to(device)
+    objective = objective.to(device)
+    if isinstance(objective, StudiesData):
+        objective.study(source)
+    return objective
 
 
 def start_from(run_dir: Path, objective: Objective) -> None:

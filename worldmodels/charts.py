@@ -49,10 +49,11 @@ def line_chart(
         return HEIGHT - BOTTOM - min(max(share, -0.02), 1.02) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
-    for tick in _ticks(low, high, is_log):
+    ticks = _ticks(low, high, is_log)
+    for tick, label in zip(ticks, _labels(ticks), strict=True):
         height = y(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height:.1f}" y2="{height:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 5}" y="{height + 3.5:.1f}" text-anchor="end">{compact(tick)}</text>')
+        parts.append(f'<text x="{LEFT - 5}" y="{height + 3.5:.1f}" text-anchor="end">{label}</text>')
     middle = (first + last) / 2
     for step, anchor in ((first, "start"), (middle, "middle"), (last, "end")):
         parts.append(f'<text x="{x(step):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{compact(step)}</text>')
@@ -69,14 +70,14 @@ def line_chart(
     return "".join([*parts, "</svg>"])
 
 
-def compact(value: float | int) -> str:
-    """A number for people: 12.5k, 3e-05, 0.71."""
+def compact(value: float | int, digits: int = 3) -> str:
+    """A number for people, to so many digits: 12.5k, 3e-05, 0.71."""
     if not math.isfinite(value):
         return str(value)
     for size, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
-            return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+            return f"{value / (1e3 if suffix == 'k' else size):.{digits}g}{suffix}"
+    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:.0f}"
 
 
 def _limits(values: list[float], is_log: bool) -> tuple[float, float]:
@@ -103,6 +104,12 @@ def _ticks(low: float, high: float, is_log: bool) -> list[float]:
     step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough)
     first = math.ceil(low / step)
     return [i * step for i in range(first, math.floor(high / step) + 1)]
+
+
+def _labels(ticks: list[float]) -> list[str]:
+    """Ticks as text, with as many digits as it takes to tell them apart."""
+    found = [[compact(tick, digits) for tick in ticks] for digits in range(3, 9)]
+    return next((labels for labels in found if len(set(labels)) == len(labels)), found[-1])
 
 
 def _thin(num: int) -> list[int]:

@@ -1,8 +1,9 @@
 """Checkpoints: safetensors for tensors, JSON for the rest, written under another name and then renamed.
 
 A checkpoint is a folder ``checkpoints/step_000001000/`` with ``model.safetensors`` (weights, buffers and targets; loads
-without an optimizer), ``optimizer.safetensors`` and ``state.json`` (step, configuration, spec, versions, commit). An
-interrupted write leaves a folder with a dot in front, which nobody reads and the next write removes.
+without an optimizer), ``optimizer.safetensors``, ``source.safetensors`` where the source gathers experience, and
+``state.json`` (step, configuration, spec, versions, commit). An interrupted write leaves a folder with a dot in front,
+which nobody reads and the next write removes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def save(folder: Path, step: int, *, model: nn.Module, optimizer: dict[str, Tensor], state: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    *,
+    model: nn.Module,
+    optimizer: dict[str, Tensor],
+    state: dict[str, Any],
+    source: dict[str, Tensor] | None = None,
+) -> Path:
     """Write a checkpoint of ``step`` finished steps atomically; returns its path.
 
     Raises:
@@ -49,6 +58,8 @@ def save(folder: Path, step: int, *, model: nn.Module, optimizer: dict[str, Tens
             {k: v.detach().contiguous() for k, v in model_tensors(model).items()}, temporary / "model.safetensors"
         )
         save_file({k: v.contiguous() for k, v in optimizer.items()}, temporary / "optimizer.safetensors")
+        if source:
+            save_file({k: v.contiguous() for k, v in source.items()}, temporary / "source.safetensors")
         (temporary / "state.json").write_text(json.dumps({**state, "step": step}, indent=1))
         for file in temporary.iterdir():
             _sync(file)
@@ -129,3 +140,9 @@ def copy_tensors(path: Path, saved: dict[str, Tensor], model: nn.Module) -> None
 def load_optimizer(path: Path) -> dict[str, Tensor]:
     """The optimizer tensors of the checkpoint at ``path``."""
     return load_file(path / "optimizer.safetensors")
+
+
+def load_source(path: Path) -> dict[str, Tensor]:
+    """What the source had gathered by the checkpoint at ``path``; {} where it gathers nothing."""
+    file = path / "source.safetensors"
+    return load_file(file) if file.is_file() else {}

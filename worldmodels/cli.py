@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes.util
 import difflib
+import importlib.resources
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
+LAUNCHERS = {  # of sweeps, and what they come with
+    "hydra/launcher/joblib": "'worldmodels[sweep]'",
+    "hydra/launcher/submitit_local": "'worldmodels[sweep]'",
+    "hydra/launcher/submitit_slurm": "'worldmodels[sweep]'",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/launcher/ray_aws": "hydra-ray-launcher",
+}
 
 
 def fail(message: object, code: int = 2) -> NoReturn:
@@ -27,12 +35,13 @@ def suggestion(name: str, options: list[str]) -> str:
 
 
 def choose_renderer() -> None:
-    """Tell MuJoCo how to draw before anything imports it: EGL where its library is, else not at all.
+    """Tell MuJoCo how to draw before anything imports it; see ``envs.rendering.choose``."""
+    from envs import rendering
 
-    Left alone it takes GLFW, which complains on a machine without a display and may end the process.
-    """
-    if "MUJOCO_GL" not in os.environ:
-        os.environ["MUJOCO_GL"] = "egl" if ctypes.util.find_library("EGL") else "disabled"
+    try:
+        rendering.choose()
+    except rendering.RenderError as error:
+        fail(error)
 
 
 def leaves(node: Any, prefix: str = "") -> list[str]:
@@ -44,31 +53,61 @@ def leaves(node: Any, prefix: str = "") -> list[str]:
 
 def check_overrides(arguments: list[str], config_name: str = "config") -> None:
     """Compose the configuration once and turn what is wrong with the arguments into one line."""
-    if any(a.startswith("-") for a in arguments):  # --help, --multirun, ...: Hydra's own
+    if any(a.startswith("-") for a in arguments):  # --help, --cfg, ...: Hydra's own
         return
-    from hydra import compose, initialize_config_module
+    from hydra import initialize_config_module
+
+    with initialize_config_module("conf", version_base="1.3"):
+        compose_or_fail(arguments, config_name)
+    if sweeps := [a for a in arguments if a.startswith("sweep=")]:
+        fail(f"{sweeps[0]} asks for several runs: add -m")
+
+
+def compose_or_fail(arguments: Sequence[str], config_name: str = "config") -> None:
+    """Compose; leave with one line if that fails. Hydra must be initialized."""
+    from hydra import compose
+
+    with one_line_hydra_errors(arguments, config_name):
+        compose(config_name, overrides=list(arguments))
+
+
+def nested_options(group: str) -> list[str]:
+    """Files of a group that has folders only, such as experiment."""
+    folder = Path(str(importlib.resources.files("conf"))) / group
+    files = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted(path.as_posix() for path in files if "base" not in path.parts)
+
+
+@contextlib.contextmanager
+def one_line_hydra_errors(arguments: Sequence[str], config_name: str = "config") -> Iterator[None]:
+    """Turn what Hydra says about ``arguments`` into one line and exit code 2."""
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    with initialize_config_module("conf", version_base="1.3"):
-        try:
-            compose(config_name, overrides=arguments)
-        except (HydraException, OmegaConfBaseException) as error:
-            text = str(error)
-            if found := re.search(r"Could not override '([^']+)'", text):
-                groups = [a for a in arguments if re.match(r"(agent|objective|env|encoder|experiment)=", a)]
-                known = leaves(OmegaConf.to_container(compose(config_name, overrides=groups)))
-                fail(f"there is no config key {found[1]}{suggestion(found[1], known)}")
-            if found := re.search(
-                r"Could not find '([^']+)'\s+Available options in '[^']+':\s+(.*?)(Config search|$)", text, re.S
-            ):
-                options = found[2].split()
-                name = found[1].split("/")[-1]
-                fail(f"there is no {found[1]}{suggestion(name, options)} (options: {', '.join(options)})")
-            fail(text)
-        except ValueError as error:  # what Hydra raises for a null where it wants a name
-            fail(f"cannot compose {' '.join(arguments)}: {error}")
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        text = str(error)
+        if found := re.search(r"Could not override '([^']+)'", text):
+            groups = [a for a in arguments if re.match(r"(agent|objective|env|encoder|experiment)=", a)]
+            known = leaves(OmegaConf.to_container(compose(config_name, overrides=groups)))
+            fail(f"there is no config key {found[1]}{suggestion(found[1], known)}")
+        if found := re.search(r"Could not find '([^']+)'", text):
+            group, _, name = found[1].partition("/")
+            if found[1].startswith("hydra/launcher/") and found[1] in LAUNCHERS:
+                fail(f"{found[1].replace('er/', 'er=')} is not installed: pip install {LAUNCHERS[found[1]]}")
+            listed = re.search(r"Available options in '[^']+':\s+(.*?)(Config search|$)", text, re.S)
+            options = listed[1].split() if listed else nested_options(group)
+            name = found[1].split("/")[-1] if listed else name
+            if name.startswith("of_"):  # the file of an env that agents choose their parts by
+                envs = ", ".join(option.removeprefix("of_") for option in options if option.startswith("of_"))
+                fail(f"no agent acts on env={name.removeprefix('of_')}; use one of: {envs}")
+            fail(f"there is no {found[1]}{suggestion(name, options)} (options: {', '.join(options)})")
+        fail(text)
+    except ValueError as error:  # what Hydra raises for a null where it wants a name
+        fail(f"cannot compose {' '.join(arguments)}: {error}")
 
 
 @contextlib.contextmanager

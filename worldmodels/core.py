@@ -40,7 +40,11 @@ class Source(Protocol):
         ...
 
     def attach(self, policy: Policy | None) -> None:
-        """Give interactive sources the policy to collect with; fixed data ignores it."""
+        """Give interactive sources the policy to collect with; fixed data ignores it.
+
+        An interactive source also has ``gathered() -> dict[str, Tensor]``, what it needs to go on from here, and
+        ``restore(tensors)``: a checkpoint keeps the one and a resumed run calls the other.
+        """
         ...
 
 
@@ -127,6 +131,15 @@ class Objective(nn.Module, ABC):
 
 
 @runtime_checkable
+class StudiesData(Protocol):
+    """An objective that must look at its data once, to choose what the spec cannot tell."""
+
+    def study(self, source: Source) -> None:
+        """Called when the objective is built and on its device, before a checkpoint of its own is loaded."""
+        ...
+
+
+@runtime_checkable
 class Evaluator(Protocol):
     """Judges an objective. Owns its data and its generators; touches neither training state nor training randomness."""
 
@@ -137,6 +150,9 @@ class Evaluator(Protocol):
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Return scalars under names like "task1/success"; pictures and tables go under "media"."""
         ...
+
+
+TaskRule = Callable[[TensorDict], Tensor]  # task vectors [B, d] for observations [B], asked anew at every decision
 
 
 # --- capabilities: what an evaluator may ask of an objective ------------------------------------------------------
@@ -171,13 +187,21 @@ class TwoViews(Protocol):
 class ZeroShot(Policy, Protocol):
     """Solves a task it was never trained on, given samples of its reward or a goal."""
 
-    def infer_task(self, obs: TensorDict, reward: Tensor | None = None, goal: TensorDict | None = None) -> Tensor:
-        """Return the task vector z [d].
+    def infer_task(
+        self,
+        obs: TensorDict,
+        reward: Tensor | None = None,
+        goal: TensorDict | None = None,
+        demonstration: TensorDict | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor | TaskRule:
+        """Return the task vector z [d], or a rule; ValueError for a kind of task that the method cannot infer.
 
         Args:
             obs: [N] observations reached (next observations), which define the distribution of states.
-            reward: [N] reward of reaching each of them; or
-            goal: one observation, batch size [], to be reached.
+            reward: [N] reward of reaching each of them, and ``weight`` [N], how much each counts (None: alike); or
+            goal: one observation, batch size [], to be reached; or
+            demonstration: [T] observations of the behaviour wanted.
         """
         ...
 

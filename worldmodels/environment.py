@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("worldmodels", "torch", "tensordict", "torchrl", "numpy", "gymnasium", "mujoco", "ogbench")
+_PACKAGES = ("worldmodels", "torch", "tensordict", "torchrl", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench")
 
 
 def versions() -> dict[str, str]:

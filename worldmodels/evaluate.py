@@ -1,15 +1,17 @@
-"""Ask a finished run for a task, a goal or a reward of your own.
+"""Ask a finished run for a task, or for a goal, a reward or a demonstration of your own.
 
     python -m worldmodels.evaluate run_dir=runs/a                                          # all tasks of the benchmark
     python -m worldmodels.evaluate run_dir=runs/a task=task3
     python -m worldmodels.evaluate run_dir=runs/a goal="[12.0, 16.0]"
     python -m worldmodels.evaluate run_dir=runs/a reward="exp(-norm(qpos[:2] - [4, 8]))"
+    python -m worldmodels.evaluate run_dir=runs/a demonstration=shown.npz                  # array "state" [T, S]
 
 Keys, with their defaults:
     checkpoint=newest    newest, best, or a step
-    episodes=10          a task (for a goal or reward: from the start states of each task)
+    episodes=10          a task (for a question of your own: from the start states of each task)
     seed=0               of labels, start states and action noise
     num_labelled=10000   states of the data set whose rewards define the task
+    sharpness=0          states count as softmax(sharpness * reward) in the inference; 10 is usual with FB
     max_steps=           ends episodes early; the benchmark's limit if left out
     workers=0            processes that simulate
     device=auto          auto, cpu or cuda
@@ -37,6 +39,9 @@ if TYPE_CHECKING:  # torch takes a second; --help and a misspelt key need none
     from tensordict import TensorDict
 
 
+QUESTIONS = ("task", "reward", "goal", "demonstration")
+
+
 @dataclass(frozen=True)
 class Options:
     """The command line."""
@@ -45,10 +50,12 @@ class Options:
     task: str | None = None
     reward: str | None = None
     goal: str | None = None
+    demonstration: str | None = None
     checkpoint: str = "newest"
     episodes: int = 10
     seed: int = 0
     num_labelled: int = 10_000
+    sharpness: int = 0
     max_steps: int | None = None
     workers: int = 0
     device: str = "auto"
@@ -56,15 +63,17 @@ class Options:
     @property
     def asked(self) -> str:
         """What is evaluated, as given."""
-        given = {"task": self.task, "reward": self.reward, "goal": self.goal}
-        return next((f"{name}={value}" for name, value in given.items() if value is not None), "all tasks")
+        given = {name: getattr(self, name) for name in QUESTIONS}
+        what = next((f"{name}={value}" for name, value in given.items() if value is not None), "all tasks")
+        return f"{what} sharpness={self.sharpness}" if self.sharpness else what
 
     @property
     def name(self) -> str:
         """The same, as the name of a folder."""
         slug = re.sub(r"[^A-Za-z0-9.\-]+", "_", self.asked).strip("_.")[:50]
-        # Different expressions may read the same without their signs, so their folders end in a checksum.
-        return slug if self.reward is None else f"{slug}_{zlib.crc32(self.asked.encode()):08x}"
+        # Different expressions and paths may read the same without their signs, so their folders end in a checksum.
+        is_ambiguous = self.reward is not None or self.demonstration is not None
+        return f"{slug}_{zlib.crc32(self.asked.encode()):08x}" if is_ambiguous else slug
 
 
 def parse(arguments: list[str]) -> Options:
@@ -86,14 +95,17 @@ def parse(arguments: list[str]) -> Options:
         given[key] = _integer(key, value) if known[key].startswith("int") else value
     if "run_dir" not in given:
         raise ValueError("run_dir is missing: which run shall be evaluated? For example run_dir=runs/a")
-    questions = [key for key in ("task", "reward", "goal") if key in given]
+    questions = [key for key in QUESTIONS if key in given]
     if len(questions) > 1:
-        raise ValueError(f"{' and '.join(questions)} are given; ask for one of task, reward and goal at a time")
+        one_of = f"{', '.join(QUESTIONS[:-1])} and {QUESTIONS[-1]}"
+        raise ValueError(f"{' and '.join(questions)} are given; ask for one of {one_of} at a time")
+    if given.get("sharpness") and ("goal" in given or "demonstration" in given):
+        raise ValueError(f"sharpness weighs rewards; {' and '.join(questions)} has none")
     return Options(**given)
 
 
 def _integer(key: str, value: str) -> int:
-    least = 0 if key in ("seed", "workers") else 1
+    least = 0 if key in ("seed", "workers", "sharpness") else 1
     if not re.fullmatch(r"\d{1,12}", value.replace("_", "")) or int(value) < least:
         raise ValueError(f"{key}={value}: a whole number of at least {least} is needed")
     return int(value)
@@ -146,6 +158,7 @@ def evaluate(options: Options, *, command: str = "") -> Path:
     """Answer one question about a run; prints a table and returns the folder of the result."""
     from worldmodels import build, checkpoint
     from worldmodels.core import ZeroShot
+    from worldmodels.evals.demonstrations import load
     from worldmodels.evals.question import Question
     from worldmodels.evals.results import judging
     from worldmodels.expressions import compile_reward
@@ -160,7 +173,14 @@ def evaluate(options: Options, *, command: str = "") -> Path:
     device = build.choose_device(options.device)
     source = build.build_source(cfg, device)
     question = Question(
-        source, task=options.task, goal=goal, reward=reward, seed=options.seed, num=options.num_labelled
+        source,
+        task=options.task,
+        goal=goal,
+        reward=reward,
+        demonstration=load(Path(options.demonstration), source.spec) if options.demonstration is not None else None,
+        sharpness=options.sharpness,
+        seed=options.seed,
+        num=options.num_labelled,
     )
     agent = build.build_objective(cfg, source, device)
     checkpoint.load_model(path, agent)

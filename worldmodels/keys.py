@@ -38,9 +38,10 @@ BOX_CLASS = "box_class"  # int64 [..., M], index into the source's class names; 
 FRAME = "frame"  # int64 [...], which frame of the source this is
 
 FUTURE = "future"  # nested TensorDict: a later row of the same trajectory, added by envs.relabel
+INTENT = "intent"  # the same, drawn independently: where behaviour is thought to lead (ICVF)
 
 # --- simulator state, for relabelling with any reward; never an input of a network ----------------------------------
-PHYSICS = "physics"  # nested TensorDict: "qpos", "qvel" float64 [..., n]; "button_states" int64 [..., n]
+PHYSICS = "physics"  # nested TensorDict: "qpos", "qvel", "act" float64 [..., n]; "button_states" int64 [..., n]
 
 # --- what encoders return ---------------------------------------------------------------------------------------
 TOKENS = "tokens"  # float [B, N, D]
@@ -49,6 +50,7 @@ REGISTERS = "registers"  # float [B, R, D], tokens that stand for no part of the
 
 # --- tasks and randomness, added by transforms ------------------------------------------------------------------
 TASK = "z"  # float [B, d]; norm sqrt(d); the only thing that is ever called z
+NEXT_FEATURES = "next_features"  # float [B, X], what the task encoder sees in the next row; one encoding an update
 NOISE = "noise"  # nested TensorDict: every random number one update needs, drawn by a transform
 
 CONTEXT = "context"  # int64 [B, K], tokens an encoder may see; -1 is padding

@@ -173,12 +173,13 @@ class Progress:
 
         Args:
             step: done so far.
-            postfix: text, or metrics of which the losses and mean success rates are shown; each stays until replaced.
+            postfix: text, or metrics of which the losses and mean success rates or returns are shown; each stays until
+                replaced.
         """
         if isinstance(postfix, str):
             self._text = postfix or self._text
         else:
-            self._newest |= {name: value for name, value in postfix.items() if _is_headline(name)}
+            self._newest |= {name: value for name, value in postfix.items() if _is_headline(name, postfix)}
         now = time.monotonic()
         pause = 0.2 if self._bar is not None else self.every_seconds
         if now - self._shown < pause and step < self.total:
@@ -237,9 +238,10 @@ def _bar(total: int, start: int, stream: Any) -> Any:
     return bar
 
 
-def _is_headline(name: str) -> bool:
+def _is_headline(name: str, metrics: Mapping[str, float]) -> bool:
     first, *rest = name.split("/")
-    return first == "loss" or rest == ["success"]
+    is_judged = rest == ["success"] or (rest == ["return"] and f"{first}/success" not in metrics)
+    return first == "loss" or is_judged
 
 
 def _numbers(values: Mapping[str, float]) -> str:

@@ -1,7 +1,8 @@
 """What finished runs have learned, for use in other runs.
 
 ``encoder=pretrained encoder.run_dir=runs/a`` is the encoder itself, to be trained further; ``encoder=frozen
-relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once.
+relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once; ``agent=adapt
+agent.start.run_dir=runs/a`` goes on with a whole agent.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torchrl.data import Composite, Unbounded
 from envs.relabel import Wrapper
 from envs.replay import draw_rows
 from worldmodels import build, checkpoint
-from worldmodels.core import Encoder
+from worldmodels.core import Encoder, Objective
 from worldmodels.evals.results import CHUNK, in_chunks, require_parts
-from worldmodels.keys import LABEL, OBSERVATION, TOKENS
+from worldmodels.keys import ACTION, LABEL, OBSERVATION, TOKENS
 from worldmodels.nn.transformer import all_tokens
 
 
@@ -51,10 +52,7 @@ def pretrained(
     cfg = build.load_config(folder)
     if cfg.encoder is None:
         raise ValueError(f"the run in {folder} has no encoder")
-    steps = checkpoint.steps(folder / "checkpoints")
-    if not steps:
-        raise FileNotFoundError(f"{folder} has no checkpoint yet")
-    path = checkpoint.path_of(folder / "checkpoints", steps[-1] if checkpoint_step is None else checkpoint_step)
+    path = checkpoint_path(folder, checkpoint_step)
     if plain(str(spec[OBSERVATION])) not in plain(checkpoint.read_state(path)["spec"]):
         raise ValueError(f"the run in {folder} was trained on other columns or pictures than these data have")
     with torch.random.fork_rng(devices=[]):  # on the CPU, where weights are made
@@ -64,6 +62,39 @@ def pretrained(
         return encoder
     checkpoint.load_part(path, encoder, part)
     return encoder
+
+
+def agent(spec: Composite, *, run_dir: str | None, checkpoint_step: int | None = None) -> Objective:
+    """The agent of the run in ``run_dir``, whole: networks, targets and statistics.
+
+    Args:
+        spec: of the data it will see; observations and actions must be those it was trained on.
+        run_dir: of the finished run; must be given.
+        checkpoint_step: None takes the newest checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no run or no checkpoint.
+        ValueError: if the run trained no agent, something else beside it, or on other data.
+    """
+    if run_dir is None:
+        raise ValueError("which run shall be adapted? Give agent.start.run_dir=RUN_DIR of a finished one")
+    folder = Path(run_dir)
+    cfg = build.load_config(folder)
+    if cfg.agent is None or cfg.objective is not None:
+        raise ValueError(f"the run in {folder} must have trained an agent, and nothing else")
+    path = checkpoint_path(folder, checkpoint_step)
+    trained_on = plain(checkpoint.read_state(path)["spec"])
+    if different := [key for key in (OBSERVATION, ACTION) if plain(f"{key}: {spec[key]}") not in trained_on]:
+        chunk, data = cfg.env.get("action_chunk", 1), cfg.env.get("dataset", cfg.env.source._target_)
+        raise ValueError(
+            f"the run in {folder} was trained with another {' and '.join(different)} than these data have: its "
+            f"env.action_chunk was {chunk}, its data {data}"
+        )
+    with torch.random.fork_rng(devices=[]):  # weights are made only to be written over
+        encoder = instantiate(cfg.encoder) if cfg.encoder is not None else None
+        objective: Objective = instantiate(cfg.agent)(spec, encoder=encoder)
+    checkpoint.load_model(path, objective)
+    return objective
 
 
 class Embedded(Wrapper):
@@ -104,6 +135,20 @@ class Embedded(Wrapper):
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
         """Draw training rows uniformly: "observation" and "label", [B, 1]; ``window`` must be 1."""
         return draw_rows(self._rows, batch_size, window, generator)
+
+
+def checkpoint_path(run_dir: Path, step: int | None) -> Path:
+    """The folder of the run's checkpoint of ``step``; None takes the newest.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    saved = checkpoint.steps(run_dir / "checkpoints")
+    if not saved:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint yet")
+    if step is not None and step not in saved:
+        raise FileNotFoundError(f"{run_dir} has no checkpoint of step {step}; it has {', '.join(map(str, saved))}")
+    return checkpoint.path_of(run_dir / "checkpoints", saved[-1] if step is None else step)
 
 
 def plain(spec: str) -> str:

@@ -75,6 +75,7 @@ def _title(config: Path) -> str:
     what = " and ".join(str(node).rpartition(".")[2] for node in nodes if node)
     data = (
         OmegaConf.select(cfg, "env.dataset")
+        or OmegaConf.select(cfg, "env.domain")
         or str(OmegaConf.select(cfg, "env.source._target_") or "").rpartition(".")[2]
     )
     return " on ".join(str(part) for part in (what, data) if part)
@@ -97,8 +98,9 @@ def _tiles(summary: Mapping[str, Any], blocks: Mapping[str, Any]) -> str:
     tiles = []
     for name, block in blocks.items():
         metrics = block["metrics"]
-        if metrics.get("success") is not None and not name.startswith("floor"):
-            tiles.append((f"{name} success", _percent(metrics, "success")))
+        judged = _judged_by([metrics])
+        if judged and not name.startswith("floor"):
+            tiles.append((f"{name} {judged}", _shown(metrics, judged)))
     if "steps" in summary:
         tiles.append(("steps", f"{summary['steps']:,}"))
     if summary.get("seconds"):
@@ -120,17 +122,23 @@ def _warnings(blocks: Mapping[str, Any]) -> str:
 
 # --- evaluations ----------------------------------------------------------------------------------------------------
 def _comparison(blocks: Mapping[str, Any]) -> str:
-    """Success of every evaluator side by side, so that each number stands beside its floor."""
-    rivals = {name: block["metrics"] for name, block in blocks.items() if block["metrics"].get("success") is not None}
+    """Success of every evaluator side by side, so that each number stands beside its floor; else the return."""
+    judged = _judged_by([block["metrics"] for block in blocks.values()])
+    rivals = {name: block["metrics"] for name, block in blocks.items() if block["metrics"].get(judged) is not None}
     if len(rivals) < 2:
         return ""
-    tasks = list(
-        dict.fromkeys(key[: -len("/success")] for m in rivals.values() for key in m if key.endswith("/success"))
-    )
-    rows = [[task, *(_percent(m, f"{task}/success") for m in rivals.values())] for task in tasks]
-    rows.append(["mean", *(_percent(m, "success") for m in rivals.values())])
-    note = "<p class='note'>Success with 95 % bootstrap intervals over episodes.</p>"
-    return f"<section><h2>Success</h2>{_table(['task', *rivals], rows)}{note}</section>"
+    ending = f"/{judged}"
+    tasks = list(dict.fromkeys(key[: -len(ending)] for m in rivals.values() for key in m if key.endswith(ending)))
+    rows = [[task, *(_shown(m, f"{task}{ending}") for m in rivals.values())] for task in tasks]
+    rows.append(["mean", *(_shown(m, judged) for m in rivals.values())])
+    title = judged.capitalize()
+    note = f"<p class='note'>{title} with 95 % bootstrap intervals over episodes.</p>"
+    return f"<section><h2>{title}</h2>{_table(['task', *rivals], rows)}{note}</section>"
+
+
+def _judged_by(blocks: Sequence[Mapping[str, float | None]]) -> str:
+    """What tasks played are judged by: success where they define one, else the return; "" if none were played."""
+    return next((name for name in ("success", "return") if any(b.get(name) is not None for b in blocks)), "")
 
 
 def _evaluation(run_dir: Path, name: str, block: Mapping[str, Any], budget: _Budget) -> str:
@@ -169,10 +177,14 @@ def tabulate(metrics: Mapping[str, float | None]) -> tuple[list[list[str]], list
         row, _, column = key.rpartition("/")
         if column.endswith(("_low", "_high")) and key.rsplit("_", 1)[0] in metrics:
             continue
-        cells.setdefault(row or "mean", {})[column] = (_percent if column == "success" else _interval)(metrics, key)
+        cells.setdefault(row or "mean", {})[column] = _shown(metrics, key)
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     names = sorted(cells, key=lambda name: name == "mean")  # the mean comes last
     return [[name, *(cells[name].get(column, "") for column in columns)] for name in names], columns
+
+
+def _shown(metrics: Mapping[str, float | None], key: str) -> str:
+    return (_percent if key.rpartition("/")[2] == "success" else _interval)(metrics, key)
 
 
 def _interval(metrics: Mapping[str, float | None], key: str) -> str:

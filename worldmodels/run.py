@@ -1,4 +1,7 @@
-"""Train: ``python -m worldmodels.run agent=td_jepa env=ogbench [key=value ...]``. ``--help`` lists groups and keys."""
+"""Train: ``python -m worldmodels.run agent=td_jepa env=ogbench [key=value ...]``. ``--help`` lists groups and keys.
+
+With ``-m`` and lists of values, ``-m agent=td_jepa,fb seed=0,1,2``, every combination is a run: worldmodels/sweep.py.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,19 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from worldmodels.cli import check_overrides, choose_renderer, one_line_errors
+from worldmodels.cli import check_overrides
+from worldmodels.sweep import is_sweep, sweep, train
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="config")
 def launch(cfg: DictConfig) -> None:
     """Run one composed configuration."""
-    with one_line_errors():
-        choose_renderer()
-        from worldmodels.session import run  # imports torch, which --help does not need
-
-        command = shlex.join(["python", "-m", "worldmodels.run", *sys.argv[1:]])
-        if code := run(cfg, command=command):
-            sys.exit(code)
+    if code := train(cfg, command=shlex.join(["python", "-m", "worldmodels.run", *sys.argv[1:]])):
+        sys.exit(code)
 
 
 if __name__ == "__main__":
+    if is_sweep(sys.argv[1:]):
+        sys.exit(sweep(sys.argv[1:]))
     check_overrides(sys.argv[1:])
     launch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 
 from worldmodels import build, checkpoint, distributed
-from worldmodels.environment import git_commit, keep_freed_memory, peak_memory_bytes, versions
+from worldmodels.core import Policy
+from worldmodels.environment import device_name, git_commit, keep_freed_memory, peak_memory_bytes, versions
 from worldmodels.files import atomic_write, atomic_write_json
 from worldmodels.logging import Logger, Progress
 from worldmodels.report import save_evaluation, write_report
@@ -32,7 +34,7 @@ def claim_run_dir(cfg: DictConfig) -> Path:
     """
     if cfg.run_dir is None:
         methods = [node._target_.split(".")[-2] for node in (cfg.agent, cfg.objective) if node is not None]
-        what = "-".join([*methods, *filter(None, [cfg.env.get("dataset")])])
+        what = "-".join([*methods, *filter(None, [cfg.env.get("dataset") or cfg.env.get("domain")])])
         cfg.run_dir = distributed.share(f"runs/{what}-{time.strftime('%Y%m%d-%H%M%S')}")
     run_dir = Path(cfg.run_dir)
     if (run_dir / "config.yaml").is_file():
@@ -51,29 +53,43 @@ def claim_run_dir(cfg: DictConfig) -> Path:
     return run_dir
 
 
+def finished_steps(run_dir: Path) -> int | None:
+    """Steps of the finished run in ``run_dir``; None if there is none."""
+    path = run_dir / "summary.json"
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    return summary["steps"] if summary.get("is_finished") else None
+
+
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as a plain dictionary, interpolations resolved."""
     return build.to_dict(cfg)
 
 
-def run(cfg: DictConfig, *, command: str) -> int:
-    """Train, evaluate and report as ``cfg`` says; returns the exit code."""
+def run(cfg: DictConfig, *, command: str, choices: Mapping[str, str] | None = None) -> int:
+    """Train, evaluate and report as ``cfg`` says; returns the exit code. A finished run is left as it is.
+
+    Args:
+        cfg: composed. command: that gives this run again. choices: option of each configuration group, for the summary.
+    """
     if cfg.agent is None and cfg.objective is None:
         raise ValueError("nothing to train: give agent=..., objective=..., or both; see --help for the options")
     device = distributed.start(build.choose_device(cfg.device))
     try:
-        return _run(cfg, device, command)
+        return _run(cfg, device, command, choices or {})
     finally:
         distributed.stop()
 
 
-def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
+def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[str, str]) -> int:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     if cfg.batch_size % distributed.world_size():
         raise ValueError(f"batch_size={cfg.batch_size} does not divide among {distributed.world_size()} processes")
     build.use_fast_matmul(device)
     run_dir = claim_run_dir(cfg)
+    if (done := finished_steps(run_dir)) is not None and done >= cfg.steps:
+        print(f"nothing to do: {run_dir} is finished, step {done}")
+        return 0
     source = build.build_source(cfg, device)
     if device.type == "cpu":
         keep_freed_memory()  # only now: what reading or collecting data took goes back
@@ -81,10 +97,13 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
     learner = build.build_learner(cfg, objective, device)
     saved = checkpoint.steps(run_dir / "checkpoints")
     start, best = 0, None
+    source.attach(objective if isinstance(objective, Policy) else None)
     if saved:
         path = checkpoint.path_of(run_dir / "checkpoints", saved[-1])
         checkpoint.load_model(path, objective)
         learner.load_optimizer_tensors(checkpoint.load_optimizer(path))
+        if hasattr(source, "restore"):
+            source.restore(checkpoint.load_source(path))
         state = checkpoint.read_state(path)
         start, best = saved[-1], tuple(state["best"]) if state["best"] else None
 
@@ -94,7 +113,13 @@ def _run(cfg: DictConfig, device: torch.device, command: str) -> int:
         if hasattr(source, "describe"):
             atomic_write_json(run_dir / build.SOURCE_FILE, source.describe())
     record = Record(
-        cfg, run_dir, command=command, device=device, start=start, parameters=build.num_parameters(objective)
+        cfg,
+        run_dir,
+        command=command,
+        choices=choices,
+        device=device,
+        start=start,
+        parameters=build.num_parameters(objective),
     )
     trainer = Trainer(
         source=source,
@@ -125,16 +150,26 @@ class Record:
     """What a run leaves behind: metrics, summary.json and report.html. Does nothing on any but the main process."""
 
     def __init__(
-        self, cfg: DictConfig, run_dir: Path, *, command: str, device: torch.device, start: int, parameters: int
+        self,
+        cfg: DictConfig,
+        run_dir: Path,
+        *,
+        command: str,
+        choices: Mapping[str, str],
+        device: torch.device,
+        start: int,
+        parameters: int,
     ) -> None:
         self.run_dir, self.device, self.is_main = run_dir, device, distributed.is_main()
         self.started = time.time()
         self.summary: dict[str, Any] = {
             "command": command,
+            "choices": dict(choices),
             "seeds": {"seed": cfg.seed},
             "versions": versions(),
             "commit": git_commit(),
             "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+            "hardware": device_name(device),
             "processes": distributed.world_size(),
             "threads": torch.get_num_threads(),
             "precision": cfg.precision,

@@ -61,7 +61,8 @@ class EMA(Target):
     def update(self, step: int) -> None:
         """Move towards the online module."""
         tau = self.tau(step) if callable(self.tau) else self.tau
-        torch._foreach_lerp_(list(self.module.parameters()), list(self._online.parameters()), tau)
+        if mine := list(self.module.parameters()):  # a module without weights has nothing to average
+            torch._foreach_lerp_(mine, list(self._online.parameters()), tau)
         if self.has_own_statistics:
             return
         for mine, theirs in zip(self.module.buffers(), self._online.buffers(), strict=True):

@@ -141,7 +141,10 @@ class Trainer:
         if distributed.is_main():
             state = {**self.state, "best": self.best}
             optimizer = self.learner.optimizer_tensors()
-            checkpoint.save(self.checkpoints, done, model=self.objective, optimizer=optimizer, state=state)
+            gathered = self.source.gathered() if hasattr(self.source, "gathered") else None
+            checkpoint.save(
+                self.checkpoints, done, model=self.objective, optimizer=optimizer, state=state, source=gathered
+            )
             checkpoint.prune(self.checkpoints, keep={done, self.best[1] if self.best else done})
 
     def _is_interrupted(self) -> bool:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from agents.fb import FB, measure_loss
 from agents.hilp import HILP, temporal_value
-from agents.sf import RandomSF
+from agents.sf import SuccessorFeatures
 from agents.td_jepa import SymmetricTDJEPA
 from worldmodels.nn.mlp import LatentMLP
 
@@ -52,7 +52,7 @@ def regularizer(latent: np.ndarray) -> float:
 
 # --- symmetric TD-JEPA ----------------------------------------------------------------------------------------------
 def test_symmetric_loss(kit):
-    agent = kit.agent(SymmetricTDJEPA)
+    agent = kit.agent(SymmetricTDJEPA, state_net=None)
     batch = prepared(agent, kit.batch())
     now, then, discount = rows(agent, batch)
     next_latent, future = bootstrapped(agent, batch, then)
@@ -65,13 +65,15 @@ def test_symmetric_loss(kit):
     assert losses["orthonormality_state"].item() == pytest.approx(regularizer(values(state)), rel=1e-9)
     assert not hasattr(agent, "task_net")
     with pytest.raises(ValueError, match="task_encoder must be null"):
-        kit.agent(SymmetricTDJEPA, task_encoder=agent.encoder)
+        kit.agent(SymmetricTDJEPA, state_net=None, task_encoder=agent.encoder)
+    with pytest.raises(ValueError, match="state_net must be null"):
+        kit.agent(SymmetricTDJEPA)
 
 
 # --- successor features ---------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("pessimism", [0.0, 0.5])
 def test_random_features_regression(kit, pessimism):
-    agent = kit.agent(RandomSF, pessimism=pessimism)
+    agent = kit.agent(SuccessorFeatures, pessimism=pessimism)
     batch = prepared(agent, kit.batch())
     now, then, discount = rows(agent, batch)
     latent, future = bootstrapped(agent, batch, then)
@@ -152,8 +154,8 @@ def test_hilbert_loss_equals_a_loop_over_samples(kit):
     batch["future", "observation", "state"][0] = batch["observation", "state"][0, 0]  # sample 0 is at its goal
     futures = batch["future", "observation"].clone()
     batch = agent.draw_noise(batch, Generator().manual_seed(0))
-    noise = batch["noise"]
-    noise["is_random_goal"][:2] = torch.tensor([False, True])
+    drawn = batch["noise", "goal"]
+    drawn["is_random"][:2] = torch.tensor([False, True])
     batch = agent.prepare(batch)
     now, then, _ = rows(agent, batch)
     later = agent.encoder(futures)["pooled"]
@@ -164,7 +166,7 @@ def test_hilbert_loss_equals_a_loop_over_samples(kit):
     online, target = [agent.task_net, agent.second_net], [agent.task_target.module, agent.second_target.module]
     terms = []
     for i in range(kit.size):
-        goal = then[int(noise["random_goal"][i])] if noise["is_random_goal"][i] else later[i]
+        goal = then[int(drawn["index"][i])] if drawn["is_random"][i] else later[i]
         is_there = torch.equal(now[i], goal)
         reward, discount = (0.0, 0.0) if is_there else (-1.0, DISCOUNT)
         nexts = [value(net, then[i], goal) for net in target]
@@ -173,7 +175,7 @@ def test_hilbert_loss_equals_a_loop_over_samples(kit):
         errors = [reward + discount * nexts[k] - value(online[k], now[i], goal) for k in range(2)]
         terms.append(weight * sum(error**2 for error in errors))
     assert torch.equal(now[0], later[0])
-    loss = agent.feature_losses(batch, agent.transition(batch))["hilbert"]
+    loss = agent.feature_losses(batch, agent.transition(batch), now)["hilbert"]
     assert loss.item() == pytest.approx(np.mean(terms), rel=1e-9)
     loss.backward()
     for net in (agent.task_net, agent.second_net):
@@ -194,8 +196,8 @@ def test_hilp_draws_its_own_goals_and_measures_true_distances(kit):
     agent = kit.agent(HILP, task_net=RAW, random_goal_ratio=0.25)
     batch = TensorDict({"action": torch.zeros(2000, 2, kit.act)}, batch_size=[2000])
     noise = agent.draw_noise(batch, Generator().manual_seed(0))["noise"]
-    assert 0.2 < noise["is_random_goal"].double().mean() < 0.3
-    assert sorted(noise["random_goal"].tolist()) == list(range(2000))
-    assert not torch.equal(noise["random_goal"], noise["goal_index"])
+    assert 0.2 < noise["goal", "is_random"].double().mean() < 0.3
+    assert sorted(noise["goal", "index"].tolist()) == list(range(2000))
+    assert not torch.equal(noise["goal", "index"], noise["goal_index"])
     with pytest.raises(ValueError, match="is_normalized=false"):
         kit.agent(HILP, task_net=partial(LatentMLP, dim=4, width=8, depth=1))

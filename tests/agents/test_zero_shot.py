@@ -12,7 +12,7 @@ from torch import Generator
 from torchrl.data import Composite, Unbounded
 
 from agents.actors import FlowActor
-from agents.sf import RandomSF
+from agents.sf import SuccessorFeatures
 from agents.td_jepa import TDJEPA, SymmetricTDJEPA
 from agents.zero_shot import average, regress
 from worldmodels.predictors.successor import SuccessorPredictor
@@ -33,7 +33,7 @@ def normed(rows: np.ndarray) -> np.ndarray:
 # --- task vectors in training ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("is_goal_whitened", [True, False])
 def test_tasks_are_directions_or_permuted_goals_as_the_mask_says(kit, is_goal_whitened):
-    agent = kit.agent(RandomSF, is_goal_whitened=is_goal_whitened)
+    agent = kit.agent(SuccessorFeatures, is_goal_whitened=is_goal_whitened)
     root = torch.randn(kit.task_dim, kit.task_dim)
     agent.second_moment.copy_(root @ root.T + torch.eye(kit.task_dim))
     batch = drawn(agent, kit.batch())
@@ -55,13 +55,13 @@ def test_tasks_are_directions_or_permuted_goals_as_the_mask_says(kit, is_goal_wh
 
 @pytest.mark.parametrize(("goal_ratio", "low", "high"), [(0.0, 0, 0), (0.5, 0.4, 0.6), (1.0, 1, 1)])
 def test_share_of_goals_is_the_ratio(kit, goal_ratio, low, high):
-    agent = kit.agent(RandomSF, goal_ratio=goal_ratio)
+    agent = kit.agent(SuccessorFeatures, goal_ratio=goal_ratio)
     batch = TensorDict({"action": torch.zeros(1000, 2, kit.act)}, batch_size=[1000])
     assert low <= drawn(agent, batch)["noise", "is_goal"].double().mean() <= high
 
 
 def test_noise_is_a_function_of_the_generator_and_the_batch_is_left_alone(kit):
-    agent = kit.agent(RandomSF, actor=FLOW)
+    agent = kit.agent(SuccessorFeatures, actor=FLOW)
     batch = kit.batch()
     before = batch.clone()
     one, same, other = drawn(agent, batch, 0), drawn(agent, batch, 0), drawn(agent, batch, 1)
@@ -77,7 +77,7 @@ def test_noise_is_a_function_of_the_generator_and_the_batch_is_left_alone(kit):
 
 
 def test_prepare_moves_the_normaliser_once_with_each_row_of_the_window(kit):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     batch = drawn(agent, kit.batch())
     agent.prepare(batch)
     rows = batch["observation", "state"].reshape(-1, kit.obs).numpy()
@@ -87,7 +87,7 @@ def test_prepare_moves_the_normaliser_once_with_each_row_of_the_window(kit):
 
 
 def test_second_moment_is_an_uncentred_average(kit):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     features = torch.randn(9, kit.task_dim)
     agent.track_second_moment(features)
     rows = features.numpy()
@@ -96,7 +96,7 @@ def test_second_moment_is_an_uncentred_average(kit):
 
 
 def test_symmetric_tasks_are_state_latents(kit):
-    agent = kit.agent(SymmetricTDJEPA, goal_ratio=1.0, is_goal_whitened=False)
+    agent = kit.agent(SymmetricTDJEPA, state_net=None, goal_ratio=1.0, is_goal_whitened=False)
     batch = drawn(agent, kit.batch())
     found = agent.prepare(batch)["z"]
     latent = agent.state_net(agent.encoder(batch["observation"][:, 1])["pooled"])
@@ -105,7 +105,7 @@ def test_symmetric_tasks_are_state_latents(kit):
 
 # --- transition and actor phase -------------------------------------------------------------------------------------
 def test_transition_reads_rows_and_ends_discounts(kit):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     batch = agent.prepare(drawn(agent, kit.batch()))
     step = agent.transition(batch)
     torch.testing.assert_close(step.x, agent.encoder(batch["observation"][:, 0])["pooled"])
@@ -117,7 +117,7 @@ def test_transition_reads_rows_and_ends_discounts(kit):
 
 
 def test_both_phases_see_the_tasks_of_prepare(kit, monkeypatch):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     batch = agent.prepare(drawn(agent, kit.batch()))
     seen = []
     forward = SuccessorPredictor.forward
@@ -148,7 +148,7 @@ def test_actor_climbs_the_value_of_its_task(kit, actor_sees_latent, is_flow):
 
 
 def test_actor_phase_differentiates_the_value_with_respect_to_actions_only(kit):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     batch = agent.prepare(drawn(agent, kit.batch()))
     agent.actor_loss(batch)["loss", "value"].backward()
     trained = {name.split(".")[0] for name, p in agent.named_parameters() if p.grad is not None}
@@ -165,7 +165,7 @@ def test_actor_phase_differentiates_the_value_with_respect_to_actions_only(kit):
 
 # --- capabilities ---------------------------------------------------------------------------------------------------
 def test_acting_is_a_function_of_observation_task_and_noise(kit):
-    agent = kit.agent(RandomSF, actor=FLOW)
+    agent = kit.agent(SuccessorFeatures, actor=FLOW)
     td = TensorDict({"observation": {"state": torch.randn(3, kit.obs)}, "z": torch.randn(3, kit.task_dim)}, [3])
     noisy = td.copy().set("noise", TensorDict({"action": torch.randn(3, kit.act)}, [3]))
     first = agent.act(noisy, explore=False)["action"]
@@ -178,7 +178,7 @@ def test_acting_is_a_function_of_observation_task_and_noise(kit):
 
 
 def test_exploring_adds_noise_to_the_gaussian_mean(kit):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     td = TensorDict({"observation": {"state": torch.randn(3, kit.obs)}, "z": torch.randn(3, kit.task_dim)}, [3])
     td["noise"] = TensorDict({"action": torch.ones(3, kit.act)}, [3])
     mean = agent.actor.mean(agent.encoder(td["observation"])["pooled"], td["z"])
@@ -214,11 +214,11 @@ def test_goal_is_inferred_by_the_inverse_second_moment(kit):
 
 
 def test_a_task_is_a_reward_or_a_goal(kit):
-    agent = kit.agent(RandomSF)
+    agent = kit.agent(SuccessorFeatures)
     obs = TensorDict({"state": torch.randn(5, kit.obs)}, [5])
-    with pytest.raises(ValueError, match="either a reward or a goal"):
+    with pytest.raises(ValueError, match="one of a reward, a goal and a demonstration"):
         agent.infer_task(obs)
-    with pytest.raises(ValueError, match="either a reward or a goal"):
+    with pytest.raises(ValueError, match="one of a reward, a goal and a demonstration"):
         agent.infer_task(obs, reward=torch.zeros(5), goal=obs[0])
 
 
@@ -254,5 +254,5 @@ def test_average_weighs_rows_by_reward_without_an_inverse():
 
 def test_an_agent_needs_actions(kit):
     spec = Composite(observation=Composite(state=Unbounded((3,))))
-    with pytest.raises(ValueError, match="RandomSF needs an action in the spec; this source has observation"):
-        kit.agent(RandomSF, spec=spec)
+    with pytest.raises(ValueError, match="SuccessorFeatures needs an action in the spec; this source has observation"):
+        kit.agent(SuccessorFeatures, spec=spec)

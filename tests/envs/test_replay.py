@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Generator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from envs.replay import TrajectoryStore, from_disk, to_disk
 
@@ -145,3 +147,53 @@ def test_sampling_on_a_gpu_never_waits() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert batch["action"].is_cuda
+
+
+class _Gathered(TorchDispatchMode):
+    """Counts the pictures that index_select copies."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index_select.default and args[0].dtype == torch.uint8:
+            self.count += args[2].numel()
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("frame_stack", "window", "chunk", "touched"),
+    [(3, 2, 1, 4), (3, 4, 1, 6), (3, 2, 2, 5), (3, 2, 5, 6), (1, 2, 1, 2)],
+)
+def test_windows_of_stacks_touch_each_picture_once(frame_stack: int, window: int, chunk: int, touched: int) -> None:
+    """Two rows of three pictures touch four, not six; and are what stacking by hand gives."""
+    lengths = [13, 9, 11]
+    rows = TensorDict(
+        {
+            "observation": {"pixels": torch.randint(0, 256, (sum(lengths), 3, 4, 5), dtype=torch.uint8)},
+            "action": torch.randn(sum(lengths), 2),
+        },
+        batch_size=[sum(lengths)],
+    )
+    ends = torch.zeros(sum(lengths), dtype=torch.bool)
+    ends[torch.tensor(lengths).cumsum(0) - 1] = True
+    store = TrajectoryStore(rows, ends, frame_stack=frame_stack, action_chunk=chunk)
+    first = store.starts(window)
+    with _Gathered() as gathered:
+        found = store.windows(first, window)["observation", "pixels"]
+    assert gathered.count == touched * len(first)
+    begins = [0, 13, 22]
+    wanted = []
+    for start in first.tolist():
+        begin = max(b for b in begins if b <= start)
+        at = [start + t * chunk for t in range(window)]
+        frames = [[max(begin, row + back) for back in range(1 - frame_stack, 1)] for row in at]
+        wanted.append(rows["observation", "pixels"][torch.tensor(frames)].flatten(1, 2))
+    assert torch.equal(found, torch.stack(wanted))
+
+
+def test_rows_of_some_keys_gather_nothing_else() -> None:
+    store = _store([3, 4], frame_stack=3)
+    with _Gathered() as gathered:
+        rows = store.rows(torch.tensor([2, 5]), ["action"])
+    assert set(rows.keys()) == {"action"}
+    assert gathered.count == 0

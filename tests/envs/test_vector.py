@@ -19,7 +19,8 @@ from envs.ogbench import OGBench
 from envs.ogbench_envs import OGBenchMaker
 from envs.ogbench_names import find_dataset
 from envs.ogbench_tasks import OGBenchTasks
-from envs.stepping import EnvGroup, RenderError
+from envs.rendering import RenderError
+from envs.stepping import EnvGroup
 
 MakeFile = Callable[..., Path]
 

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -56,12 +57,18 @@ def test_the_answer_is_repeatable(run_dir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["run_dir=RUN", "demonstration=/nowhere/a.npz"], "demonstration=/nowhere/a.npz does not exist"),
+        (["run_dir=RUN", "demonstration=a.npz", "sharpness=10"], "sharpness weighs rewards; demonstration has none"),
+        (["run_dir=RUN", "sharpness=hot"], "sharpness=hot: a whole number of at least 0"),
         (["task=task3"], "run_dir is missing"),
         (["run_dir=/nowhere/x"], "run_dir=/nowhere/x does not exist"),
         (["run_dir=RUN", "taks=task3"], "there is no key taks; did you mean task?"),
         (["run_dir=RUN", "task3"], "'task3' is not key=value"),
         (["run_dir=RUN", "task=task1", "task=task2"], "task is given twice"),
-        (["run_dir=RUN", "task=task1", "goal=[1]"], "task and goal are given; ask for one of task, reward and goal"),
+        (
+            ["run_dir=RUN", "task=task1", "goal=[1]"],
+            "task and goal are given; ask for one of task, reward, goal and demonstration",
+        ),
         (["run_dir=RUN", "task=tsk3"], "did you mean task3?"),
         (["run_dir=RUN", "reward=exp(-norm(xy)"], "expected ')'"),
         (["run_dir=RUN", "reward=qpso[0]"], "unknown name 'qpso', did you mean 'qpos'?"),
@@ -81,6 +88,25 @@ def test_bad_input_is_one_line_and_exit_code_2(run_dir, capsys, arguments, messa
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert contents(run_dir) == before
+
+
+def test_a_demonstration_is_asked_of_methods_that_can_infer_from_it(run_dir, tmp_path, capsys):
+    shown = tmp_path / "shown.npz"
+    np.savez(shown, state=np.full((4, 2), 0.5))
+    with pytest.raises(SystemExit) as leaving:
+        main([f"run_dir={run_dir}", "device=cpu", "num_labelled=50", f"demonstration={shown}"])
+    assert leaving.value.code == 2
+    assert "TDJEPA infers no task from a demonstration" in capsys.readouterr().err
+    folder = tmp_path / "fb"
+    overrides = ["agent=fb", "env=toy", "steps=2", "batch_size=16", "logger=csv", f"run_dir={folder}", *SMALL]
+    with initialize_config_module("conf", version_base="1.3"):
+        cfg = compose("config", overrides=[*overrides, "~eval.zero_shot", "threads=1", "device=cpu"])
+    assert run(cfg, command="test") == 0
+    asked = [f"run_dir={folder}", "device=cpu", "episodes=2", "num_labelled=50", f"demonstration={shown}"]
+    summary = json.loads((evaluate(parse(asked)) / "summary.json").read_text())
+    assert summary["options"]["demonstration"] == str(shown)
+    assert summary["metrics"]["return"] < 0
+    assert "success" not in summary["metrics"]
 
 
 def test_a_run_without_checkpoint(run_dir, tmp_path, capsys):

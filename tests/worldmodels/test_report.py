@@ -130,6 +130,14 @@ def test_band_and_long_curves():
     assert 'class="band"' in banded
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.9887, 0.9905), (12345.0, 12349.0), (0.0, 1.0), (-25.1, -23.4)])
+def test_ticks_can_be_told_apart(low, high):
+    drawing = ET.fromstring(line_chart([0, 1], [low, high]))
+    labels = [text.text for text in drawing.iter("text") if text.get("text-anchor") == "end"][:-1]  # the last is a step
+    assert len(labels) >= 2
+    assert len(set(labels)) == len(labels)
+
+
 def test_compact_numbers():
     given = [0.0, 0.7123, 999.4, 1234.0, 12_500, 3e-5, 2_000_000, float("nan")]
     assert [compact(v) for v in given] == ["0", "0.712", "999", "1234", "12.5k", "3e-05", "2M", "nan"]

@@ -32,10 +32,14 @@ def bootstrap_interval(
     for group in groups:
         if group.numel() == 0:
             continue
-        index = torch.randint(group.numel(), (num_resamples, group.numel()), generator=generator)
-        means.append(group.double().cpu()[index].mean(1))  # [num_resamples]
+        means.append(resample(group.double().cpu(), generator, num_resamples).mean(1))  # [num_resamples]
     if not means:
         return float("nan"), float("nan")
     tail = (1 - level) / 2
     low, high = torch.stack(means).mean(0).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
+
+
+def resample(values: Tensor, generator: Generator, num_resamples: int) -> Tensor:
+    """Draw from ``values`` [n] with replacement, as often as there are values: [num_resamples, n]."""
+    return values[torch.randint(values.numel(), (num_resamples, values.numel()), generator=generator)]

@@ -1,4 +1,4 @@
-"""Ask a trained zero-shot agent something: a task of the benchmark, a goal, or a reward of the user's own."""
+"""Ask a trained zero-shot agent something: a task of the benchmark, or a goal, reward or demonstration of one's own."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
+from worldmodels.core import TaskRule
+from worldmodels.evals.demonstrations import Likeness
 from worldmodels.evals.results import device_of
-from worldmodels.evals.tasks import choose_tasks, goal_positions, play, result_of
+from worldmodels.evals.tasks import choose_tasks, goal_positions, play, result_of, reward_task
 from worldmodels.expressions import Reward
 from worldmodels.keys import ACTION, OBSERVATION
 
 
 class Question:
-    """A task, a goal, a reward, or all tasks: how z is inferred, and how an episode is judged.
+    """A task, a goal, a reward, a demonstration, or all tasks: how z is inferred, and how an episode is judged.
 
     Args:
         source: data with tasks.
         task: name of a benchmark's task; or
         goal: the numbers of ``tasks.goal_observation``; or
-        reward: of reaching a state. None of the three asks all tasks.
+        reward: of reaching a state; or
+        demonstration: [T] observations (``demonstrations.load``). None of the four asks all tasks.
+        sharpness: labelled states count as softmax(sharpness * reward); 0 counts all alike.
         seed: of labels, start states and action noise.
         num: states that are labelled.
 
@@ -38,15 +42,19 @@ class Question:
         task: str | None = None,
         goal: list[float] | None = None,
         reward: Reward | None = None,
+        demonstration: TensorDict | None = None,
+        sharpness: int | float = 0.0,
         seed: int = 0,
         num: int = 10_000,
     ) -> None:
         self.source, self.goal, self.reward, self.seed = source, goal, reward, seed
+        self.demonstration, self.sharpness = demonstration, sharpness
         self.tasks = choose_tasks(source, None if task is None else [task])
         self.goal_observation = source.tasks.goal_observation(goal) if goal is not None else None
         device = source.spec.device or torch.device("cpu")
         self.labelled = source.labelled(num, Generator(device).manual_seed(seed))
         self.labels = reward(self.fields(self.labelled)) if reward is not None else None
+        self.likeness = None if demonstration is None else Likeness(demonstration, self.labelled[OBSERVATION])
 
     def answer(
         self, agent: Any, *, episodes: int, workers: int = 0, max_steps: int | None = None, reward_shift: float = 1.0
@@ -69,23 +77,27 @@ class Question:
         goals = goal_positions(self.source, self.tasks)
         if self.is_own:
             notes = [*notes, f"rows are the start states of {', '.join(self.tasks)}"]
-            goals = {task: self.goal for task in goals if self.goal is not None}
+            goals = {task: self.goal for task in self.tasks if self.goal is not None and goals}
         return result_of(self.source, played, notes, seed=self.seed, goals=goals)
 
     @property
     def is_own(self) -> bool:
         """Whether the question is not one of the benchmark's."""
-        return self.reward is not None or self.goal is not None
+        return self.reward is not None or self.goal is not None or self.demonstration is not None
 
-    def task_vectors(self, agent: Any, device: torch.device, reward_shift: float) -> dict[str, Tensor]:
-        """One z [d] for every set of start states; the same for all if the question is the user's own."""
+    def task_vectors(self, agent: Any, device: torch.device, reward_shift: float) -> dict[str, Tensor | TaskRule]:
+        """One z [d] for every set of start states, the same for all if the question is the user's own; or its rule."""
         observation = self.labelled[OBSERVATION].to(device)
+        if self.demonstration is not None:
+            z = agent.infer_task(observation, demonstration=self.demonstration.to(device))
+            return dict.fromkeys(self.tasks, z)
         if self.goal_observation is not None:
             return dict.fromkeys(self.tasks, agent.infer_task(observation, goal=self.goal_observation.to(device)))
         if self.labels is not None:
-            return dict.fromkeys(self.tasks, agent.infer_task(observation, reward=self.labels.to(device)))
-        rewards = {task: self.source.tasks.reward(task, self.labelled).to(device) for task in self.tasks}
-        return {task: agent.infer_task(observation, reward=reward + reward_shift) for task, reward in rewards.items()}
+            z = reward_task(agent, observation, self.labels.to(device), self.sharpness)
+            return dict.fromkeys(self.tasks, z)
+        rewards = {task: self.source.tasks.reward(task, self.labelled).to(device) + reward_shift for task in self.tasks}
+        return {task: reward_task(agent, observation, reward, self.sharpness) for task, reward in rewards.items()}
 
     def fields(self, td: TensorDict) -> dict[str, Tensor]:
         """What a reward may name, [N, ...]: all but the action, for a reward here belongs to a state."""
@@ -94,8 +106,11 @@ class Question:
     def judge(self, td: TensorDict) -> tuple[Tensor, Tensor | None]:
         """Reward [E] of the states reached, and success bool [E] for a goal.
 
-        A goal pays like the benchmark, -1 until it is reached, which ends the episode; a reward has no success.
+        A goal pays like the benchmark, -1 until it is reached, which ends the episode; a reward has no success, nor has
+        a demonstration, which pays minus the distance to what it shows.
         """
+        if self.likeness is not None:
+            return self.likeness(td[OBSERVATION]), None
         fields = self.fields(td)
         if self.reward is not None:
             return self.reward(fields), None

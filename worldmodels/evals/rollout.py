@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from worldmodels.core import Policy
+from worldmodels.core import Policy, TaskRule
 from worldmodels.keys import ACTION, NOISE, OBSERVATION, PHYSICS, REWARD, TASK, TERMINATED
 
 Judge = Callable[[TensorDict], tuple[Tensor, Tensor | None]]
@@ -117,7 +117,7 @@ def rollout(
     noise: Callable[[], Tensor],
     action_chunk: int = 1,
     device: torch.device,
-    z: Mapping[str, Tensor] | None = None,
+    z: Mapping[str, Tensor | TaskRule] | None = None,
     judge: Judge | None = None,
     max_steps: int | None = None,
     film: Film | None = None,
@@ -131,7 +131,7 @@ def rollout(
         noise: draws it, standard normal, on the CPU; so a rollout does not depend on the device.
         action_chunk: h, steps that one call of the policy decides; they are played without looking.
         device: of the policy.
-        z: {task: [d]}, the same for all episodes of a task.
+        z: {task: [d]}, the same for all episodes of a task, or a rule that gives it for what each of them sees.
         judge: replaces the environment's reward, success and end; called with what ``reset`` and ``step`` return. The
             environments must then not end on their own success.
         max_steps: end every episode after so many steps; None leaves it to the environment.
@@ -142,10 +142,6 @@ def rollout(
     """
     tasks = {name: _Task(env, judge, film) for name, env in envs.items()}
     sizes = [task.running.shape[0] for task in tasks.values()]
-    task_vectors = None
-    if z is not None:
-        rows = [z[name].to(device).expand(size, -1) for name, size in zip(tasks, sizes, strict=True)]
-        task_vectors = torch.cat(rows)  # [N, d]
     for step in range(max_steps or NO_TIME_LIMIT + 1):
         if not any(bool(task.running.any()) for task in tasks.values()):
             break
@@ -156,12 +152,18 @@ def rollout(
             num = [len(observation)]
             td = TensorDict({OBSERVATION: observation, NOISE: TensorDict({ACTION: noise()}, num)}, num)
             td = td.to(device)
-            if task_vectors is not None:
-                td[TASK] = task_vectors
+            if z is not None:
+                seen = dict(zip(tasks, td[OBSERVATION].split(sizes), strict=True))
+                td[TASK] = torch.cat([_task_vectors(z[name], obs) for name, obs in seen.items()])  # [N, d]
             plan = policy.act(td, explore=False)[ACTION].to("cpu").unflatten(-1, (action_chunk, -1))  # [N, h, A / h]
         for task, rows in zip(tasks.values(), plan[:, step % action_chunk].split(sizes), strict=True):
             task.step(rows)
     return {name: task.episodes() for name, task in tasks.items()}
+
+
+def _task_vectors(z: Tensor | TaskRule, obs: TensorDict) -> Tensor:
+    """[E, d] for the episodes that see ``obs`` [E]."""
+    return z.to(obs.device).expand(len(obs), -1) if isinstance(z, Tensor) else z(obs)
 
 
 def _position(td: TensorDict) -> Tensor | None:

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.core import Policy
+from worldmodels.core import Policy, TaskRule
 from worldmodels.evals.bootstrap import bootstrap_interval
 from worldmodels.evals.pictures import film, maze_picture
 from worldmodels.evals.results import pack
@@ -31,13 +31,21 @@ def choose_tasks(source: Any, tasks: Sequence[str] | None) -> list[str]:
         raise ValueError(
             f"{type(source).__name__} has no tasks to evaluate; use a source with tasks, such as env=ogbench"
         )
-    known = list(suite.names)
+    known, elsewhere = list(suite.names), getattr(suite, "names_elsewhere", {})  # {task: data that have it}
     for task in tasks or ():
         if task not in known:
             near = difflib.get_close_matches(task, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; it belongs to {elsewhere[task]}." if task in elsewhere else hint
             raise ValueError(f"there is no task {task}{hint} This data set has {', '.join(known)}")
     return list(tasks or known)
+
+
+def reward_task(agent: Any, labelled: TensorDict, reward: Tensor, sharpness: int | float = 0.0) -> Tensor:
+    """The task vector [d] of a reward [N] of ``labelled`` states, each weighted by softmax(sharpness * reward)."""
+    if sharpness == 0:
+        return agent.infer_task(labelled, reward=reward)
+    return agent.infer_task(labelled, reward=reward, weight=torch.softmax(sharpness * reward, 0))
 
 
 def play(
@@ -49,7 +57,7 @@ def play(
     seed: int,
     device: torch.device,
     workers: int = 0,
-    z: Mapping[str, Tensor] | None = None,
+    z: Mapping[str, Tensor | TaskRule] | None = None,
     judge: Judge | None = None,
     max_steps: int | None = None,
     is_filmed: bool = False,
@@ -190,8 +198,11 @@ def result_of(
 
 
 def goal_positions(source: Any, tasks: Sequence[str]) -> dict[str, list[float]]:
-    """Where the goals of a maze's tasks are, in metres; {} where there is no maze, or where it is seen as pixels."""
+    """Where the goals of a maze's tasks are, in metres; {} where there is no maze, or where it is seen as pixels.
+
+    Tasks that want a motion have no goal.
+    """
     if source.tasks.maze() is None:
         return {}
-    goals = {task: source.tasks.goal_of(task) for task in tasks}
+    goals = {task: source.tasks.goal_of(task) for task in tasks if task in source.tasks.goal_names}
     return {task: goal[STATE][:2].tolist() for task, goal in goals.items() if STATE in goal.keys()}

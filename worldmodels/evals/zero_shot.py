@@ -8,9 +8,9 @@ from typing import Any, Literal
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.core import Objective, ZeroShot
+from worldmodels.core import Objective, TaskRule, ZeroShot
 from worldmodels.evals.results import device_of, judging
-from worldmodels.evals.tasks import choose_tasks, goal_positions, play, result_of
+from worldmodels.evals.tasks import choose_tasks, goal_positions, play, result_of, reward_task
 from worldmodels.keys import OBSERVATION
 
 
@@ -26,6 +26,7 @@ class ZeroShotEvaluator:
         episodes: a task.
         num_labelled: states whose rewards define a task.
         reward_shift: added to rewards before inference: without it OGBench's -1 and 0 hide the goal behind a constant.
+        sharpness: labelled states count as softmax(sharpness * reward); 0 counts all alike, FB's other choice is 10.
         infer: "reward" or "goal".
         seed: of labels, start states and action noise.
         workers: processes that simulate; 0 simulates in this one.
@@ -45,6 +46,7 @@ class ZeroShotEvaluator:
         episodes: int = 10,
         num_labelled: int = 10_000,
         reward_shift: float = 1.0,
+        sharpness: int | float = 0.0,
         infer: Literal["reward", "goal"] = "reward",
         seed: int = 0,
         workers: int = 0,
@@ -55,10 +57,13 @@ class ZeroShotEvaluator:
     ) -> None:
         if infer not in ("reward", "goal"):
             raise ValueError(f"infer={infer}: a task is inferred from its reward or its goal; use reward or goal")
+        if sharpness < 0:
+            raise ValueError(f"sharpness={sharpness}: the best states count most with a positive one; 0 is off")
         if episodes < 1 or num_labelled < 1:
             raise ValueError(f"episodes={episodes} and num_labelled={num_labelled} must be at least 1")
         self.source, self.every, self.episodes, self.name = source, every, episodes, name
-        self.num_labelled, self.reward_shift, self.infer = num_labelled, reward_shift, infer
+        self.num_labelled, self.infer = num_labelled, infer
+        self.reward_shift, self.sharpness = reward_shift, sharpness
         self.seed, self.workers, self.max_steps, self.is_filmed = seed, workers, max_steps, is_filmed
         self.tasks = choose_tasks(source, tasks)
 
@@ -89,12 +94,12 @@ class ZeroShotEvaluator:
             goals = goal_positions(self.source, self.tasks)
             return result_of(self.source, played, notes, seed=self.seed, goals=goals)
 
-    def infer_tasks(self, agent: Any) -> dict[str, Tensor]:
-        """The task vector [d] of every task."""
-        device, suite, shift = device_of(agent), self.source.tasks, self.reward_shift
+    def infer_tasks(self, agent: Any) -> dict[str, Tensor | TaskRule]:
+        """The task vector [d] of every task, or the rule that gives it where the agent steers to goals."""
+        device, suite = device_of(agent), self.source.tasks
         labelled = self.source.labelled(self.num_labelled, Generator(device).manual_seed(self.seed))
         observation = labelled[OBSERVATION].to(device)
         if self.infer == "goal":
             return {task: agent.infer_task(observation, goal=suite.goal_of(task).to(device)) for task in self.tasks}
-        rewards = {task: suite.reward(task, labelled).to(device) + shift for task in self.tasks}
-        return {task: agent.infer_task(observation, reward=reward) for task, reward in rewards.items()}
+        rewards = {task: suite.reward(task, labelled).to(device) + self.reward_shift for task in self.tasks}
+        return {task: reward_task(agent, observation, reward, self.sharpness) for task, reward in rewards.items()}

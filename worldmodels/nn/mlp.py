@@ -70,7 +70,8 @@ class EnsembleLayerNorm(nn.Module):
 class MLP(nn.Module):
     """Hidden layers of one width with one activation, then a linear output.
 
-    With ``num_members`` every layer is an ensemble and the output is [K, B, out].
+    With ``num_members`` every layer is an ensemble and the output is [K, B, out]. ``is_normalized`` puts a LayerNorm
+    behind every activation.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class MLP(nn.Module):
         depth: int,
         activation: type[nn.Module] = nn.ReLU,
         num_members: int | None = None,
+        is_normalized: bool = False,
     ) -> None:
         super().__init__()
 
@@ -91,6 +93,8 @@ class MLP(nn.Module):
         layers: list[nn.Module] = []
         for i, o in pairwise([in_dim, *[width] * depth]):
             layers += [dense(i, o), activation()]
+            if is_normalized:
+                layers.append(nn.LayerNorm(o) if num_members is None else EnsembleLayerNorm(num_members, o))
         self.layers = nn.Sequential(*layers, dense(width if depth else in_dim, out_dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,6 +128,27 @@ class LatentMLP(nn.Module):
         """Map [B, in] to [B, dim]."""
         latent = self.layers(x)
         return project(latent) if self.is_normalized else latent
+
+
+class Passthrough(nn.Module):
+    """No network where one could be: hands its input on.
+
+    Args:
+        in_dim: width of the input; dim: wanted width of the output, None for the same.
+
+    Raises:
+        ValueError: if another width is wanted.
+    """
+
+    def __init__(self, in_dim: int, *, dim: int | None = None) -> None:
+        super().__init__()
+        if dim not in (None, in_dim):
+            raise ValueError(f"state_net=none keeps the width of its input, {in_dim}; this agent needs {dim}")
+        self.dim = in_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
 
 
 class Embedding(nn.Module):

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Objective, Phase, Transform
+from worldmodels.core import Encoder, Objective, Phase, TaskRule, Transform
 
 
 class Joint(Objective):
@@ -85,6 +85,6 @@ class Joint(Objective):
         """Act as the agent among the objectives."""
         return self.objectives["agent"].act(td, explore)
 
-    def infer_task(self, obs: TensorDict, reward: Tensor | None = None, goal: TensorDict | None = None) -> Tensor:
-        """Infer a task as the agent among the objectives."""
-        return self.objectives["agent"].infer_task(obs, reward=reward, goal=goal)
+    def infer_task(self, obs: TensorDict, **question: Any) -> Tensor | TaskRule:
+        """Infer a task as the agent among the objectives, of whose ``infer_task`` these are the arguments."""
+        return self.objectives["agent"].infer_task(obs, **question)

@@ -72,7 +72,8 @@ class RoomTasks:
     max_steps = LIMIT
 
     def __init__(self, names: tuple[str, ...], has_map: bool) -> None:
-        self.names, self.has_map = names, has_map
+        self.names = self.goal_names = names
+        self.has_map = has_map
         self.made: list[Room] = []
 
     def reward(self, task: str, td: TensorDict) -> Tensor:
@@ -139,10 +140,20 @@ class Walker(Objective):
     def phases(self) -> tuple[Phase, ...]:
         return ()
 
-    def infer_task(self, obs: TensorDict, reward: Tensor | None = None, goal: TensorDict | None = None) -> Tensor:
+    def infer_task(
+        self,
+        obs: TensorDict,
+        reward: Tensor | None = None,
+        goal: TensorDict | None = None,
+        demonstration: TensorDict | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         if goal is not None:
             return goal["state"]
+        if demonstration is not None:
+            return demonstration["state"].mean(0)
         assert reward is not None
+        reward = reward if weight is None else reward * weight
         return (obs["state"] * reward[:, None]).sum(0) / reward.sum()
 
     def act(self, td: TensorDict, explore: bool) -> TensorDict:

@@ -276,7 +276,7 @@ def test_a_run_without_views_ends_before_training(tmp_path):
 
 
 def test_an_agent_and_an_objective_are_looked_at_one_by_one():
-    cfg = composed("env=toy", "agent=sf_random", "objective=latent_prediction", "diagnostics.influence=true")
+    cfg = composed("env=toy", "agent=sf", "objective=latent_prediction", "diagnostics.influence=true")
     source = build.build_source(cfg, torch.device("cpu"))
     objective = build.build_objective(cfg, source, torch.device("cpu"))
     found = judge(objective, source)
