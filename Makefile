@@ -31,10 +31,10 @@ help:
 run: $(VENV)/.installed
 	$(BIN)/python -m worldmodels.run agent=td_jepa env=ogbench $(ARGS)
 
-# One thread: two OpenMP threads that share a busy core are many times slower than one.
+# A process a core, each of one thread: two OpenMP threads that share a busy core are many times slower than one.
 test: $(VENV)/.installed-test
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(SOURCES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from envs.dmc_collect import random_episode
 from envs.dmc_domains import DOMAINS
 from envs.dmc_envs import DMCEnv
 from envs.exorl_files import write_episode
+from tests.commands import launch
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SIZED = sorted(path.stem.removesuffix("_dmc") for path in (CONF / "agent_env").glob("*_dmc.yaml"))
@@ -37,9 +37,8 @@ def exorl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "worldmodels.run", *arguments, "threads=1", "eval.zero_shot.is_filmed=false"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return launch(*arguments, "threads=1", "eval.zero_shot.is_filmed=false")
 
 
 def test_every_agent_has_settings_for_dmc() -> None:
@@ -85,9 +84,9 @@ def test_published_settings(name: str, domain: str) -> None:
 
 def test_a_run_leaves_returns_and_no_success(exorl: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    short = ["eval.zero_shot.episodes=2", "eval.zero_shot.max_steps=20", "batch_size=32", "steps=4", "eval_every=2"]
+    short = ["eval.zero_shot.episodes=2", "eval.zero_shot.max_steps=20", "batch_size=32", "steps=4", "eval_every=4"]
     floors = ["+eval=floors", "eval.floor_idle=null", "eval.floor_random.episodes=2", "+eval.floor_random.max_steps=20"]
-    done = launch("agent=td_jepa", "env=dmc", f"env.data_dir={exorl}", *short, *floors, f"run_dir={run_dir}")
+    done = run("agent=td_jepa", "env=dmc", f"env.data_dir={exorl}", *short, *floors, f"run_dir={run_dir}")
     assert done.returncode == 0, done.stderr
     assert "2 episodes, 2,000 transitions" in done.stderr
     assert "return" in done.stdout + done.stderr
@@ -111,7 +110,7 @@ def test_published_settings_run(exorl: Path, tmp_path: Path) -> None:
     name = domain = "quadruped"
     short = ["eval.zero_shot.episodes=1", "eval.zero_shot.max_steps=5", "eval.zero_shot.num_labelled=500"]
     size = ["steps=1", "batch_size=16", f"env.data_dir={exorl}", f"run_dir={tmp_path / 'run'}"]
-    done = launch(f"experiment=td_jepa/{name}", *size, *short)
+    done = run(f"experiment=td_jepa/{name}", *size, *short)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     wanted = {f"{task}/return" for task in DOMAINS[domain].tasks}
@@ -122,10 +121,8 @@ def test_an_explorer_leaves_episodes_and_their_coverage(tmp_path: Path) -> None:
     """From nothing; a run of another agent then takes them."""
     size = ["relabel.num_envs=2", "relabel.first_transitions=1990", "batch_size=16", "relabel.capacity=4000"]
     arguments = ["agent=rnd", "env=dmc", f"env.data_dir={tmp_path}", *size, f"run_dir={tmp_path / 'run'}", "threads=1"]
-    command = [sys.executable, "-m", "worldmodels.run", *arguments]
     for steps, extra in ((1, []), (3, ["resume=true"])):
-        line = [*command, f"steps={steps}", *extra]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+        done = launch(*arguments, f"steps={steps}", *extra)
         assert done.returncode == 0, done.stderr
     folder = tmp_path / "point_mass_maze" / "rnd" / "buffer"
     assert sorted(path.name for path in folder.glob("*.npz")) == [f"episode_00000{i}_1000.npz" for i in range(2)]
@@ -135,7 +132,7 @@ def test_an_explorer_leaves_episodes_and_their_coverage(tmp_path: Path) -> None:
     assert 0 < last["explorer/share"] < 1
     assert 0 < last["random/share"] < 1
     assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
-    again = subprocess.run([*command, "steps=1", f"run_dir={tmp_path / 'other'}"], capture_output=True, text=True)
+    again = launch(*arguments, "steps=1", f"run_dir={tmp_path / 'other'}")
     assert again.returncode == 2
     assert "holds episodes already" in again.stderr
     assert "Traceback" not in again.stderr
@@ -143,7 +140,7 @@ def test_an_explorer_leaves_episodes_and_their_coverage(tmp_path: Path) -> None:
 
 def test_errors_are_one_line(exorl: Path) -> None:
     wrong = ["env.domain=walker", "eval.zero_shot.tasks=[reach_top_left]"]
-    done = launch("agent=td_jepa", "env=dmc", f"env.data_dir={exorl}", *wrong)
+    done = run("agent=td_jepa", "env=dmc", f"env.data_dir={exorl}", *wrong)
     assert done.returncode == 2
     assert "it belongs to point_mass_maze" in done.stderr
     assert "Traceback" not in done.stderr

@@ -15,11 +15,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.commands import Command, launch
+
 SMALL = ["env=toy", "threads=1", "batch_size=32", "eval.zero_shot.episodes=2", "logger=csv"]
-
-
-def launch(*arguments: str, module: str = "worldmodels.run") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, timeout=300)
 
 
 def weights(run_dir: Path, step: int) -> dict:
@@ -55,9 +53,11 @@ def finished(tmp_path_factory) -> Path:
 
 def test_main_job_on_ogbench_leaves_summary_and_report(maze_data, tmp_path):
     run_dir = tmp_path / "a"
-    done = launch(
-        "agent=td_jepa", "env=ogbench", f"env.data_dir={maze_data}", "steps=20", f"run_dir={run_dir}",
-        "threads=1", "eval.zero_shot.episodes=1", "eval.zero_shot.max_steps=30", "batch_size=32",
+    done = subprocess.run(
+        [sys.executable, "-m", "worldmodels.run", "agent=td_jepa", f"env.data_dir={maze_data}", "steps=20",
+         "threads=1", "batch_size=32", "eval.zero_shot.episodes=1", "eval.zero_shot.max_steps=30",
+         f"run_dir={run_dir}"],
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -74,7 +74,7 @@ def test_main_job_on_ogbench_leaves_summary_and_report(maze_data, tmp_path):
 def test_kill_9_and_resume_end_in_the_same_weights(finished, tmp_path):
     run_dir = tmp_path / "killed"
     command = ["agent=td_jepa", *SMALL, "steps=40", "checkpoint_every=3", f"run_dir={run_dir}"]
-    process = subprocess.Popen([sys.executable, "-m", "worldmodels.run", *command], stdout=subprocess.DEVNULL)
+    process = Command("worldmodels.run", *command)
     while process.poll() is None and not list(run_dir.glob("checkpoints/step_*")):
         time.sleep(0.01)
     time.sleep(random.SystemRandom().uniform(0, 0.5))  # a random step, a random moment within it
@@ -89,9 +89,7 @@ def test_kill_9_and_resume_end_in_the_same_weights(finished, tmp_path):
 def test_a_signal_saves_and_says_how_to_go_on(number, finished, tmp_path):
     run_dir = tmp_path / "stopped"
     command = ["agent=td_jepa", *SMALL, "steps=100000", "eval_every=0", "checkpoint_every=1", f"run_dir={run_dir}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "worldmodels.run", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Command("worldmodels.run", *command)
     while process.poll() is None and not list(run_dir.glob("checkpoints/step_*")):
         time.sleep(0.01)
     process.send_signal(number)

@@ -1,113 +1,21 @@
-"""Every zero-shot method learns to reach places it was never told about, and beats what knows nothing.
+"""A zero-shot method of each kind learns to reach places it was never told about, and beats what knows nothing.
 
-The floors are a random policy and the agent before its first update. A loss that falls would prove nothing.
+The others run in ``benchmarks.toy_learning``; their losses and answers are held against closed forms in tests/agents.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import pytest
-import torch
-from torch import Generator
 
-from agents.actors import GaussianActor
 from agents.byol import BYOL
-from agents.byol_gamma import BYOLGamma
-from agents.c_td_jepa import ContrastiveTDJEPA
 from agents.fb import FB
 from agents.hilp import HILP
-from agents.icvf import ICVF, IntentMap
-from agents.laplacian import Laplacian
-from agents.rldp import RLDP
-from agents.sf import SuccessorFeatures
-from agents.td_jepa import TDJEPA, SymmetricTDJEPA
-from envs.relabel import Futures
-from envs.toy import Toy
-from perception.state import StateEncoder
-from worldmodels.evals.floors import FloorEvaluator
-from worldmodels.evals.zero_shot import ZeroShotEvaluator
-from worldmodels.learner import Learner
-from worldmodels.nn.mlp import LatentMLP
-from worldmodels.predictors.dynamics import LatentDynamics
-from worldmodels.predictors.successor import SuccessorPredictor
-from worldmodels.schedules import WarmupCosine
-from worldmodels.targets import EMA
-from worldmodels.trainer import batch_seed
-
-STEPS, BATCH_SIZE, DISCOUNT, WIDTH, EPISODES = 400, 256, 0.9, 64, 20
-LONGER = {"ContrastiveTDJEPA": 800}  # after 400 it is above the margin or below it, by rounding; after 800 at 0.9
-SEEDS = (1,)  # one seed keeps this at about nine seconds of processor time a method
-MARGIN = 0.25
-PREDICTOR = partial(SuccessorPredictor, width=WIDTH, depth=1, num_members=2)
-DYNAMICS = {"dynamics": partial(LatentDynamics, width=WIDTH, depth=1, num_members=2)}
-# Method: width of the latents, loss weights, what else its constructor takes.
-METHODS: dict[type, tuple[int, dict[str, float], dict[str, Any]]] = {
-    TDJEPA: (
-        16,
-        {"td_state": 1.0, "td_task": 1.0, "orthonormality_state": 1.0, "orthonormality_task": 1.0},
-        {"task_predictor": PREDICTOR},
-    ),
-    SymmetricTDJEPA: (8, {"td_state": 1.0, "orthonormality_state": 1.0}, {"state_net": None}),
-    ContrastiveTDJEPA: (
-        16,
-        {"measure": 1.0, "orthonormality_state": 3.0},
-        {"state_net": None, "is_goal_whitened": False},
-    ),
-    FB: (16, {"measure": 1.0, "orthonormality_task": 1.0}, {"is_goal_whitened": False}),
-    RLDP: (
-        16,
-        {"measure": 1.0, "latent": 1.0, "orthonormality_task": 1.0},
-        {"is_goal_whitened": False, "horizon": 3, **DYNAMICS},
-    ),
-    Laplacian: (16, {"successor": 1.0, "smoothness": 1.0, "orthonormality_task": 1.0}, {}),
-    BYOL: (8, {"successor": 1.0, "latent": 1.0, "orthonormality_task": 1.0}, DYNAMICS),
-    BYOLGamma: (8, {"successor": 1.0, "latent": 1.0, "orthonormality_task": 1.0}, DYNAMICS),
-    HILP: (8, {"successor": 1.0, "hilbert": 1.0}, {}),
-    ICVF: (
-        8,
-        {"successor": 1.0, "intention": 1.0},
-        {"intent_map": partial(IntentMap, width=WIDTH, depth=1, num_members=2)},
-    ),
-    SuccessorFeatures: (8, {"successor": 1.0}, {}),  # two coordinates are easy for random features, too
-}
-FUTURES = {HILP: ("future",), BYOLGamma: ("future",), ICVF: ("future", "intent")}
+from agents.td_jepa import TDJEPA
+from benchmarks.toy_learning import MARGIN, learn
 
 
-def build(kind: type, source: Toy, seed: int, steps: int) -> tuple[Any, Learner]:
-    dim, weights, options = METHODS[kind]
-    net = partial(LatentMLP, dim=dim, width=WIDTH, depth=2)
-    torch.manual_seed(seed)
-    agent = kind(
-        source.spec,
-        encoder=StateEncoder,
-        task_encoder=None,
-        task_net=partial(net, is_normalized=kind is not HILP),
-        predictor=PREDICTOR,
-        actor=partial(GaussianActor, width=WIDTH, depth=1),
-        target=partial(EMA, tau=0.05),
-        discount=DISCOUNT,
-        **{"state_net": net, **options},
-    )
-    optimizer = partial(torch.optim.Adam, lr=5e-3, fused=True)
-    return agent, Learner(agent, optimizer=optimizer, weights={"value": 1.0, **weights}, schedule=WarmupCosine(steps))
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
-def test_reaches_places_it_was_never_told_about(kind, seed):
-    toy = Toy(seed=0)
-    source = Futures(toy, discount=DISCOUNT, names=FUTURES[kind]) if kind in FUTURES else toy
-    steps = LONGER.get(kind.__name__, STEPS)
-    agent, learner = build(kind, toy, seed, steps)
-    judge = ZeroShotEvaluator(source=toy, every=0, episodes=EPISODES, num_labelled=2000)
-    untrained = judge(agent, 0)["success"].item()
-    random = FloorEvaluator(source=toy, policy="random", episodes=EPISODES)(agent, 0)["success"].item()
-    for step in range(steps):
-        generator = Generator().manual_seed(batch_seed(seed, step, 0))
-        batch = source.sample(BATCH_SIZE, agent.window, generator)
-        learner.update(agent.draw_noise(batch, generator), step)
-    trained = judge(agent, steps)["success"].item()
-    print(f"{kind.__name__} seed {seed}: trained {trained:.2f}, untrained {untrained:.2f}, random {random:.2f}")
-    assert trained > max(untrained, random) + MARGIN
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [TDJEPA, FB, BYOL, HILP], ids=lambda kind: kind.__name__)
+def test_reaches_places_it_was_never_told_about(kind):
+    found = learn(kind, seed=1)
+    assert found["trained"] > max(found["untrained"], found["random"]) + MARGIN

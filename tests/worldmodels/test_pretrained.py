@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from torch import Generator
 
 from perception.latents import Latents
+from tests.commands import launch
 from worldmodels import build
 from worldmodels.nn.transformer import all_tokens
 from worldmodels.pretrained import Embedded, pretrained
@@ -45,7 +46,7 @@ else:
 
 
 def module(name: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", name, *arguments], capture_output=True, text=True)
+    done = launch(*arguments, module=name)
     assert done.returncode == 0, done.stderr
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from tests.commands import Command, launch
 from worldmodels.sweep import Job, is_sweep, make_jobs, quoted, sweep
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -128,14 +129,13 @@ def test_a_signal_saves_every_run_and_starts_no_other(launcher, tmp_path):
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     arguments = [*TOY, "agent=fb", "seed=0,1,2", "checkpoint_every=10", f"run_dir={tmp_path}"]
     arguments += [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
-    command = [sys.executable, "-m", "worldmodels.run", "-m", *arguments]
-    process = subprocess.Popen([*command, "steps=1000000"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = Command("worldmodels.run", "-m", *arguments, "steps=1000000")
     at_once = 2 if launcher == "joblib" else 1
     while process.poll() is None and len(list(tmp_path.glob("*/checkpoints/step_*/model.safetensors"))) < at_once:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, out
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, error
     assert f"{tmp_path}: 0 of 3 runs are finished" in out
     summaries = {path.parent.name: json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")}
     assert len(summaries) == at_once
@@ -177,7 +177,6 @@ def test_every_sweep_of_the_comparison_composes(tmp_path, monkeypatch):
 
 
 def test_a_sweep_needs_its_flag():
-    command = [sys.executable, "-m", "worldmodels.run", "sweep=grid/fb_dmc", "agent=fb", "steps=1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = launch("sweep=grid/fb_dmc", "agent=fb", "steps=1")
     assert done.returncode == 2
     assert "add -m" in done.stderr
