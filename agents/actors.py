@@ -14,6 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 
+from worldmodels.keys import ACTION, LOSS, NOISE, STAT
 from worldmodels.nn.mlp import MLP, Embedding
 
 
@@ -22,6 +23,10 @@ class Actor(nn.Module, ABC):
 
     scales_value: bool
     """Whether Q is divided by its mean magnitude, so that it can be traded against a behaviour loss."""
+
+    def __init__(self, action_dim: int) -> None:
+        super().__init__()
+        self.action_dim = action_dim
 
     @abstractmethod
     def forward(self, x: Tensor, z: Tensor, noise: Tensor) -> Tensor:
@@ -42,6 +47,41 @@ class Actor(nn.Module, ABC):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by learning-rate group."""
         return {"actor": list(self.parameters())}
+
+    # --- what agents share ----------------------------------------------------------------------------------------
+    def update_noise(self, action: Tensor, generator: Generator) -> TensorDict:
+        """Draw what an update with this actor needs, for a batch with ``action`` [B, A].
+
+        Returns:
+            batch size [B]: noise of its actions now, "action", and in the next state, "next_action", [B, A]; and its
+            own.
+        """
+        like = {"generator": generator, "device": action.device}
+        draws = {name: torch.randn(action.shape, **like) for name in ("action", "next_action")}
+        return TensorDict({**draws, **self.draw_noise(action, generator)}, batch_size=action.shape[:1])
+
+    def climb(self, x: Tensor, proposed: Tensor, value: Tensor, batch: TensorDict) -> TensorDict:
+        """Losses and statistics of actions that shall have a high value and stay near the data's.
+
+        Args:
+            x: features [B, X] that the actions ``proposed`` [B, A] are for.
+            value: Q [K, B] of these actions, by each member of an ensemble.
+            batch: windows with "action" and "noise".
+        """
+        scale = value.detach().abs().mean() if self.scales_value else 1.0
+        ties = self.behavior_losses(x, proposed, batch[ACTION][:, 0], batch[NOISE])
+        stats = {"q": value.detach().mean(), "action_abs": proposed.detach().abs().mean()}
+        return TensorDict({LOSS: {"value": -value.mean() / scale, **ties}, STAT: stats})
+
+    def answer(self, td: TensorDict, x: Tensor, z: Tensor, *, explore: bool) -> TensorDict:
+        """``td`` [B] with "action" for features ``x`` [B, X] and tasks ``z`` [B, d]: sampled, or the best.
+
+        Noise comes in ("noise", "action") [B, A] of ``td`` and is zero if absent.
+        """
+        noise = td.get((NOISE, ACTION), None)
+        noise = x.new_zeros(x.shape[0], self.action_dim) if noise is None else noise
+        choose = self if explore else self.best
+        return td.copy().set(ACTION, choose(x, z, noise))
 
 
 class GaussianActor(Actor):
@@ -65,7 +105,7 @@ class GaussianActor(Actor):
         std: float = 0.2,
         clip: float = 0.3,
     ) -> None:
-        super().__init__()
+        super().__init__(action_dim)
         self.std, self.clip = std, clip
         self.embed_task = Embedding(obs_dim + task_dim, width=width)
         self.embed_obs = Embedding(obs_dim, width=width)
@@ -117,7 +157,7 @@ class FlowActor(Actor):
         field_depth: int,
         num_flow_steps: int = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(action_dim)
         self.num_flow_steps = num_flow_steps
         self.embed_task = Embedding(obs_dim + task_dim + action_dim, width=width)
         self.embed_obs = Embedding(obs_dim + action_dim, width=width)

@@ -20,7 +20,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
-from agents.td3 import action_noise, require_reward
+from agents.td3 import require_reward
 from agents.zero_shot import ZeroShotAgent
 from worldmodels.core import Objective, Phase, Transform
 from worldmodels.keys import ACTION, LOSS, NOISE, OBSERVATION, REWARD, STAT, TASK
@@ -110,7 +110,7 @@ class Adaptation(Objective):
 
     def draw_noise(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Add "noise": that of the actor's actions now and next, and what else the actor wants."""
-        return batch.copy().set(NOISE, action_noise(self.agent.actor, batch[ACTION][:, 0], generator))
+        return batch.copy().set(NOISE, self.agent.actor.update_noise(batch[ACTION][:, 0], generator))
 
     def prepare(self, batch: TensorDict) -> TensorDict:
         """Give every sample the same z_r. Statistics of observations stay those of the run."""
@@ -120,8 +120,7 @@ class Adaptation(Objective):
         """Mean over members and batch of (Q(s, a) - r - gamma Q^-(s', a'))^2, Q = T_phi . w, a' of pi(., z_r) in s'."""
         agent, step = self.agent, self.agent.transition(batch)
         with torch.no_grad():
-            next_state = agent.state_target(step.next_x)
-            future = agent.bootstrap(agent.predictor_target, next_state, step, agent.next_action(step, next_state))
+            future = agent.next_successor(step, agent.state_target(step.next_x))  # [B, d]
             target = batch[REWARD][:, 0] + step.discount * (future @ self.readout)  # [B]
         state = agent.state_net(step.x)
         state = state if self.is_encoder_trained else state.detach()

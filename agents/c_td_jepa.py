@@ -29,7 +29,7 @@ class ContrastiveTDJEPA(SymmetricTDJEPA):
         step = self.transition(batch)
         with torch.no_grad():
             next_state = self.state_target(step.next_x)  # [B, d]
-            future = self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
+            future = self.next_successor(step, next_state)
             target = future @ next_state.T  # [B, B]
         state = self.state_net(step.x)  # phi(s) [B, d]
         arrived = self.state_net(self.encoder(batch[OBSERVATION][:, 1])[POOLED])  # phi(s'), with gradient [B, d]

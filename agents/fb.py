@@ -67,7 +67,7 @@ class FB(ZeroShotAgent):
         """Measure loss of F with ``backward`` = B(s') [B, d]."""
         with torch.no_grad():
             next_state = self.state_target(step.next_x)
-            future = self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
+            future = self.next_successor(step, next_state)
             target = future @ self.task_target(step.next_task_x).T  # [B, B]
         forward = self.predictor(self.state_net(step.x), step.z, step.action)  # [K, B, d]
         self.track_second_moment(backward.detach())

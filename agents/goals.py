@@ -26,6 +26,11 @@ def choose_goals(batch: TensorDict, future: str, drawn: TensorDict) -> TensorDic
     return anywhere.where(drawn["is_random"], batch[future][OBSERVATION])
 
 
+def arrival(is_goal: Tensor, next_value: Tensor, discount: float) -> Tensor:
+    """Target of a value that counts steps: 0 where the goal is here [B], else -1 + gamma ``next_value`` [..., B]."""
+    return torch.where(is_goal, 0.0, discount * next_value - 1)
+
+
 def is_same(one: TensorDict, other: TensorDict) -> Tensor:
     """Whether observations [B] are equal in every entry: bool [B]. Before encoders, whose rounding could differ."""
     equal = [(one[key] == other[key]).flatten(1).all(1) for key in one.keys(include_nested=True, leaves_only=True)]

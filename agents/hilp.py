@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 
-from agents.goals import choose_goals, draw_goals, is_same
+from agents.goals import arrival, choose_goals, draw_goals, is_same
 from agents.sf import SuccessorFeatures
 from agents.zero_shot import Transition
 from worldmodels.core import Target, TaskRule
@@ -88,16 +88,14 @@ class HILP(SuccessorFeatures):
         goal_obs = batch[FUTURE][OBSERVATION]
         goal = self.task_encoder(goal_obs)[POOLED].detach()  # [B, X]
         is_goal = is_same(batch[OBSERVATION][:, 0], goal_obs)  # [B]
-        reward, mask = is_goal.float() - 1, (~is_goal).float()
-
         with torch.no_grad():
             pairs = [(self.task_target, self.task_net), (self.second_target, self.second_net)]
             goals = [t(goal) for t, _ in pairs]  # [B, d] each
             next_values = [temporal_value(t(step.next_task_x), g) for (t, _), g in zip(pairs, goals, strict=True)]
             values = [temporal_value(t(step.task_x), g) for (t, _), g in zip(pairs, goals, strict=True)]
-            pessimistic = reward + self.discount * mask * torch.minimum(*next_values)
+            pessimistic = arrival(is_goal, torch.minimum(*next_values), self.discount)
             advantage = pessimistic - torch.stack(values).mean(0)
-            targets = [reward + self.discount * mask * v for v in next_values]
+            targets = [arrival(is_goal, v, self.discount) for v in next_values]
         embedded = [net(step.task_x) for _, net in pairs]  # f(s) [B, d] each
         loss = sum(
             expectile(target - temporal_value(here, net(goal)), self.expectile, advantage).mean()

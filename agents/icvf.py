@@ -21,7 +21,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 
-from agents.goals import choose_goals, draw_goals, is_same
+from agents.goals import arrival, choose_goals, draw_goals, is_same
 from agents.sf import SuccessorFeatures
 from agents.zero_shot import Transition
 from worldmodels.core import Target
@@ -123,12 +123,8 @@ class ICVF(SuccessorFeatures):
             goal, intent = self.task_target(goal_x), self.task_target(intent_x)  # psi^-(g), psi^-(w) [B, d]
             ahead = self.intent_target(self.state_target(step.next_x), intent)  # T^-(phi^-(s'), psi^-(w)) [K, B, d]
             here = self.intent_target(self.state_target(step.x), intent)
-            reached = self.arrival(is_same(obs, intent_obs), (ahead * intent).sum(-1).amin(0))  # pessimistic [B]
-            advantage = reached - (here * intent).sum(-1).mean(0)
-            target = self.arrival(is_same(obs, goal_obs), (ahead * goal).sum(-1))  # [K, B]
+            reached = (ahead * intent).sum(-1).amin(0)  # pessimistic [B]
+            advantage = arrival(is_same(obs, intent_obs), reached, self.discount) - (here * intent).sum(-1).mean(0)
+            target = arrival(is_same(obs, goal_obs), (ahead * goal).sum(-1), self.discount)  # [K, B]
         value = (self.intent_map(state, self.task_net(intent_x)) * self.task_net(goal_x)).sum(-1)  # [K, B]
         return {"intention": expectile(target - value, self.expectile, advantage).mean(1).sum()}
-
-    def arrival(self, is_goal: Tensor, next_value: Tensor) -> Tensor:
-        """Value target: 0 where the goal is here [B], else -1 + gamma ``next_value`` [..., B]."""
-        return torch.where(is_goal, 0.0, self.discount * next_value - 1)

@@ -40,7 +40,7 @@ class SuccessorFeatures(ZeroShotAgent):
         with torch.no_grad():
             features = self.task_features(step.next_task_x)  # psi(s') [B, d]
             next_state = self.state_target(step.next_x)
-            future = self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
+            future = self.next_successor(step, next_state)
             target = successor_target(features, future, step.discount)
         state = self.state_net(step.x)  # [B, L]
         prediction = self.predictor(state, step.z, step.action)  # [K, B, d]

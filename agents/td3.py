@@ -78,10 +78,10 @@ class TD3(Objective):
         super().__init__()
         require_reward(self, spec)
         self.discount, self.pessimism = discount, pessimism
-        self.action_dim: int = spec[ACTION].shape[-1]
+        action_dim = spec[ACTION].shape[-1]
         self.encoder = encoder if isinstance(encoder, nn.Module) else encoder(spec)
-        self.critic: Critic = critic(self.encoder.dim, self.action_dim)
-        self.actor: Actor = actor(self.encoder.dim, 1, self.action_dim)
+        self.critic: Critic = critic(self.encoder.dim, action_dim)
+        self.actor: Actor = actor(self.encoder.dim, 1, action_dim)
         self.target: Target = target(self.critic)
 
     # --- the update ---------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ class TD3(Objective):
 
     def draw_noise(self, batch: TensorDict, generator: Generator) -> TensorDict:
         """Add "noise": that of the actor's actions now and next, and what else the actor wants."""
-        return batch.copy().set(NOISE, action_noise(self.actor, batch[ACTION][:, 0], generator))
+        return batch.copy().set(NOISE, self.actor.update_noise(batch[ACTION][:, 0], generator))
 
     @torch.no_grad()
     def prepare(self, batch: TensorDict) -> TensorDict:
@@ -120,26 +120,18 @@ class TD3(Objective):
 
     def actor_loss(self, batch: TensorDict) -> TensorDict:
         """Climb Q, tied to the data by the actor's behaviour losses. The critic's weights get no gradient."""
-        noise = batch[NOISE]
         with torch.no_grad():
             x = self.encoder(batch[OBSERVATION][:, 0])[POOLED]
-        action = self.actor(x, only_task(x), noise["action"])
+        action = self.actor(x, only_task(x), batch[NOISE, "action"])
         value = frozen(self.critic, x, action)  # [K, B]
-        scale = value.detach().abs().mean() if self.actor.scales_value else 1.0
-        losses = {"value": -value.mean() / scale, **self.actor.behavior_losses(x, action, batch[ACTION][:, 0], noise)}
-        return TensorDict(
-            {LOSS: losses, STAT: {"q": value.detach().mean(), "action_abs": action.detach().abs().mean()}}
-        )
+        return self.actor.climb(x, action, value, batch)
 
     # --- capabilities -------------------------------------------------------------------------------------------
     @torch.no_grad()
     def act(self, td: TensorDict, explore: bool = False) -> TensorDict:
         """Act on "observation"; noise comes in ("noise", "action") [B, A] and is zero if absent."""
         x = self.encoder(td[OBSERVATION])[POOLED]
-        noise = td.get((NOISE, "action"), None)
-        noise = x.new_zeros(x.shape[0], self.action_dim) if noise is None else noise
-        choose = self.actor if explore else self.actor.best
-        return td.copy().set(ACTION, choose(x, only_task(x), noise))
+        return self.actor.answer(td, x, only_task(x), explore=explore)
 
     @torch.no_grad()
     def embed(self, obs: TensorDict) -> TensorDict:
@@ -155,13 +147,6 @@ def require_reward(objective: Objective, spec: Composite) -> None:
             f"{type(objective).__name__} needs {' and '.join(missing)} in the data, which have {have}. Use env=ogbench "
             "with relabel._target_=envs.rewards.Rewards"
         )
-
-
-def action_noise(actor: Actor, action: Tensor, generator: Generator) -> TensorDict:
-    """Noise of an actor's actions in this and the next state, for a batch with ``action`` [B, A]; batch size [B]."""
-    like = {"generator": generator, "device": action.device}
-    draws = {name: torch.randn(action.shape, **like) for name in ("action", "next_action")}
-    return TensorDict({**draws, **actor.draw_noise(action, generator)}, batch_size=action.shape[:1])
 
 
 def only_task(x: Tensor) -> Tensor:

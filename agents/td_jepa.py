@@ -118,7 +118,7 @@ class SymmetricTDJEPA(ZeroShotAgent):
         step = self.transition(batch)
         with torch.no_grad():
             next_state = self.state_target(step.next_x)  # [B, d]
-            future = self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
+            future = self.next_successor(step, next_state)
             target = successor_target(next_state, future, step.discount)  # [B, d]
         state = self.state_net(step.x)  # [B, d]
         prediction = self.predictor(state, step.z, step.action)  # [K, B, d]

@@ -23,7 +23,7 @@ from torchrl.data import Composite
 
 from agents.actors import Actor
 from worldmodels.core import Encoder, Objective, Phase, Target, TaskRule, Transform
-from worldmodels.keys import ACTION, LOSS, NEXT_FEATURES, NOISE, OBSERVATION, POOLED, STAT, TASK, TERMINATED
+from worldmodels.keys import ACTION, NEXT_FEATURES, NOISE, OBSERVATION, POOLED, TASK, TERMINATED
 from worldmodels.nn.mlp import project
 from worldmodels.predictors.successor import SuccessorPredictor, ensemble_mean
 from worldmodels.targets import frozen
@@ -176,15 +176,13 @@ class ZeroShotAgent(Objective):
         """Add "noise": task directions, goal permutation and mask, action noise, and what the actor wants."""
         action = batch[ACTION][:, 0]
         num, like = action.shape[0], {"generator": generator, "device": action.device}
-        noise = {
+        drawn = {
             "task": torch.randn((num, self.task_dim), **like),
             "goal_index": torch.randperm(num, **like),
             "is_goal": torch.rand(num, **like) < self.goal_ratio,
-            "action": torch.randn(action.shape, **like),
-            "next_action": torch.randn(action.shape, **like),
-            **self.actor.draw_noise(action, generator),
         }
-        return batch.copy().set(NOISE, TensorDict(noise, batch_size=[num]))
+        noise = TensorDict(drawn, batch_size=[num]).update(self.actor.update_noise(action, generator))
+        return batch.copy().set(NOISE, noise)
 
     @torch.no_grad()
     def prepare(self, batch: TensorDict) -> TensorDict:
@@ -232,6 +230,10 @@ class ZeroShotAgent(Objective):
         """Prediction [B, D] of a target ensemble, reduced."""
         return ensemble_mean(target(latent, step.z, action), self.pessimism)
 
+    def next_successor(self, step: Transition, next_state: Tensor) -> Tensor:
+        """F^-(phi^-(s'), z, a') [B, d], a' of the policy of z; ``next_state`` is the target's phi(s') [B, L]."""
+        return self.bootstrap(self.predictor_target, next_state, step, self.next_action(step, next_state))
+
     @torch.no_grad()
     def track_second_moment(self, features: Tensor) -> None:
         """Move the running second moment of psi towards that of ``features`` [B, d]."""
@@ -240,18 +242,14 @@ class ZeroShotAgent(Objective):
 
     def actor_loss(self, batch: TensorDict) -> TensorDict:
         """Climb Q = F . z, tied to the data by the actor's behaviour losses. The critic's weights get no gradient."""
-        obs, z, noise = batch[OBSERVATION][:, 0], batch[TASK], batch[NOISE]
+        z = batch[TASK]
         with torch.no_grad():
-            x = self.encoder(obs)[POOLED]
+            x = self.encoder(batch[OBSERVATION][:, 0])[POOLED]
             latent = self.state_net(x)
         x = latent if self.actor_sees_latent else x
-        action = self.actor(x, z, noise["action"])
+        action = self.actor(x, z, batch[NOISE, "action"])
         value = (frozen(self.predictor, latent, z, action) * z).sum(-1)  # [K, B]
-        scale = value.detach().abs().mean() if self.actor.scales_value else 1.0
-        losses = {"value": -value.mean() / scale, **self.actor.behavior_losses(x, action, batch[ACTION][:, 0], noise)}
-        return TensorDict(
-            {LOSS: losses, STAT: {"q": value.detach().mean(), "action_abs": action.detach().abs().mean()}}
-        )
+        return self.actor.climb(x, action, value, batch)
 
     # --- capabilities -------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -259,10 +257,7 @@ class ZeroShotAgent(Objective):
         """Act on "observation" for task "z" [B, d]; noise comes in ("noise", "action") [B, A] and is zero if absent."""
         x = self.encoder(td[OBSERVATION])[POOLED]
         x = self.state_net(x) if self.actor_sees_latent else x
-        noise = td.get((NOISE, "action"), None)
-        noise = x.new_zeros(x.shape[0], self.action_dim) if noise is None else noise
-        action = self.actor(x, td[TASK], noise) if explore else self.actor.best(x, td[TASK], noise)
-        return td.copy().set(ACTION, action)
+        return self.actor.answer(td, x, td[TASK], explore=explore)
 
     @torch.no_grad()
     def embed(self, obs: TensorDict) -> TensorDict:

@@ -26,7 +26,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs.ogbench_tasks import Maze
+from envs.suite import Maze
 from worldmodels import build, checkpoint
 from worldmodels.evals.results import judging
 from worldmodels.keys import ACTION, NOISE, OBSERVATION, POOLED, STATE, TASK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from functools import cached_property
@@ -12,23 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Generator, Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torch import Tensor
 
 from envs.dmc_collect import collect as collect_random
 from envs.dmc_domains import Domain, find_domain, models
 from envs.dmc_pixels import SIZE, Pictures
 from envs.dmc_tasks import DMCTasks
-from envs.exorl_files import PROVENANCE, DamagedError, EpisodeFile, default_data_dir, find_folder, list_episodes, read
+from envs.episodes import StoredEpisodes
+from envs.exorl_files import DamagedError, EpisodeFile, default_data_dir, find_folder, list_episodes, provenance, read
 from envs.picture_rows import with_pictures
-from envs.replay import TrajectoryStore
-from worldmodels.core import Policy
-from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE, TERMINATED
+from worldmodels.keys import ACTION, OBSERVATION, STATE, TERMINATED
 
 _MAX_DEVIATION = 1e-3  # of an observation from its physics, in units of 1 + its size: far above rounding
 
 
-class DMC:
+class DMC(StoredEpisodes):
     """Windows of one domain's episodes, held on the training device and sampled there.
 
     Episodes are looked for in ``data_dir``, or else $EXORL_DATA_DIR, or else ~/.worldmodels/exorl, where ExoRL's own
@@ -78,72 +75,26 @@ class DMC:
             raise ValueError(f"env.observation={observation}: there are state and pixels")
         if pictures not in ("fast", "default"):
             raise ValueError(f"env.pictures={pictures}: there are fast and default")
-        if frame_stack < 1 or (frame_stack > 1 and observation == "state"):
-            raise ValueError(f"frame_stack={frame_stack}: states have 1; only pictures are stacked, at least 1")
-        if action_chunk < 1:
-            raise ValueError(f"action_chunk={action_chunk}: at least 1 is needed")
+        shape = (3, SIZE, SIZE) if observation == "pixels" else (self.facts.observation_dim,)
+        options = {"device": device, "frame_stack": frame_stack, "action_chunk": action_chunk}
+        super().__init__(shape, self.facts.action_dim, **options)
         if max_episodes is not None and max_episodes < 0:
             raise ValueError(f"max_episodes={max_episodes}: null takes all, 0 reads none")
-        self.device = torch.device(device)
-        self.frame_stack, self.action_chunk = frame_stack, action_chunk
         self.pictures = Pictures(frame_stack, pictures == "fast") if observation == "pixels" else None
         """How episodes are seen; None: by states."""
         self.left_out: list[str] = []
         """What is wrong with files that are not whole."""
-        self.spec = self._make_spec()
         self.folder: Path | None = None
-        self._store: TrajectoryStore | None = None
         if max_episodes != 0:
             root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
             make = (collect_episodes, seed) if collect and explorer in (None, "random") else None
             self.folder = self._find(root, explorer, make, workers)
-            self._store = self._open(self.folder, max_episodes, workers, max_device_bytes)
+            self._open(self.folder, max_episodes, workers, max_device_bytes)
             self._say_what_it_is()
 
-    @property
-    def store(self) -> TrajectoryStore:
-        """The episodes, held on the device.
-
-        Raises:
-            ValueError: if none were read.
-        """
-        if self._store is None:
-            raise ValueError("env.max_episodes=0 reads no episodes, but this needs some: env.max_episodes=null")
-        return self._store
-
-    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
-        """Draw windows [B, T] uniformly; see ``TrajectoryStore.sample``."""
-        return self.store.sample(batch_size, window, generator)
-
-    def attach(self, policy: Policy | None) -> None:
-        """Fixed data needs no policy."""
-
-    def labelled(self, num: int, generator: Generator) -> TensorDict:
-        """Draw states that transitions led to, with what a reward may depend on.
-
-        Args:
-            num: states, N.
-            generator: on any device; the draw is a function of its state.
-
-        Returns:
-            batch size [N]: "observation" reached and "action" that led there [N, A], on the device; "physics" of the
-            simulator in that state, on the CPU: "qpos", "qvel" (and "act" of the quadruped) float64 [N, n].
-        """
-        reached = self.store.draw(num, 2, generator) + 1
-        return self.physics_of(reached).set(OBSERVATION, self.store.rows(reached)[OBSERVATION])
-
-    def physics_of(self, rows: Tensor) -> TensorDict:
-        """What a reward may depend on, without the observation: "physics", and "action", the step that led there.
-
-        Args:
-            rows: int [n] of the store; the first row of a trajectory was led to by nothing, its action means nothing.
-
-        Returns:
-            batch size [n]; entries as ``labelled`` documents them.
-        """
-        out = TensorDict({ACTION: self.store.rows((rows - 1).clamp(min=0), [ACTION])[ACTION]}, batch_size=rows.shape)
-        out[PHYSICS] = self.physics[rows.cpu().long()]
-        return out
+    def physics_at(self, rows: Tensor) -> TensorDict:
+        """The simulator's state in these rows [n]: "qpos", "qvel" (and "act" of the quadruped) float64, on the CPU."""
+        return self.physics[rows.cpu().long()]
 
     @cached_property
     def tasks(self) -> DMCTasks:
@@ -153,8 +104,7 @@ class DMC:
     @cached_property
     def provenance(self) -> dict[str, Any] | None:
         """How the episodes were made, if that was on some machine of ours; None for published ones."""
-        note = None if self.folder is None else self.folder / PROVENANCE
-        return json.loads(note.read_text()) if note is not None and note.exists() else None
+        return None if self.folder is None else provenance(self.folder)
 
     def describe(self) -> dict[str, Any]:
         """What data this is, for the run's ``source.json``."""
@@ -183,9 +133,7 @@ class DMC:
             raise ValueError(_nothing_found(self.facts, root, explorer))
         return folder
 
-    def _open(
-        self, folder: Path, max_episodes: int | None, workers: int | None, max_device_bytes: int
-    ) -> TrajectoryStore:
+    def _open(self, folder: Path, max_episodes: int | None, workers: int | None, max_device_bytes: int) -> None:
         self._paths: list[Path] = []  # of files that are whole
         rows, ends = self._load(folder, list(list_episodes(folder))[:max_episodes])
         if self.pictures is not None:
@@ -198,23 +146,7 @@ class DMC:
                 workers=workers,
                 max_device_bytes=max_device_bytes,
             )
-        options = {"frame_stack": self.frame_stack, "action_chunk": self.action_chunk}
-        return TrajectoryStore(rows, ends, device=self.device, **options)
-
-    def _make_spec(self) -> Composite:
-        device, facts = self.device, self.facts
-        if self.pictures is None:
-            seen = {STATE: Unbounded((facts.observation_dim,), device=device)}
-        else:
-            seen = {PIXELS: Bounded(0, 255, (3 * self.frame_stack, SIZE, SIZE), dtype=torch.uint8, device=device)}
-        return Composite(
-            {
-                OBSERVATION: Composite(seen, device=device),
-                ACTION: Bounded(-1.0, 1.0, (self.action_chunk * facts.action_dim,), device=device),
-                TERMINATED: Categorical(2, shape=(), dtype=torch.bool, device=device),
-            },
-            device=device,
-        )
+        self.keep(rows, ends)
 
     def _load(self, folder: Path, files: list[EpisodeFile]) -> tuple[TensorDict, torch.Tensor]:
         """Rows of all whole files, and their ends; ``physics`` of the same rows."""
@@ -274,8 +206,8 @@ def _check_physics(path: Path, observation: np.ndarray, physics: np.ndarray, obs
 
 def _is_short(folder: Path, episodes: int) -> bool:
     """Whether ``folder`` holds fewer than so many episodes of random actions, as after an interruption."""
-    note = folder / PROVENANCE
-    is_ours = note.exists() and json.loads(note.read_text())["settings"]["explorer"] == "random"
+    note = provenance(folder)
+    is_ours = note is not None and note["settings"]["explorer"] == "random"
     return is_ours and sum(1 for _ in list_episodes(folder)) < episodes
 
 

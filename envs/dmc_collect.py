@@ -13,11 +13,8 @@ after a Ctrl-C, and a greater ``episodes`` adds to what is there.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +23,8 @@ import numpy as np
 from envs.command import run_command
 from envs.dmc_domains import EPISODE_STEPS, find_domain
 from envs.dmc_envs import DMCEnv
-from envs.exorl_files import PROVENANCE, Episode, default_data_dir, list_episodes, write_episode
+from envs.exorl_files import Episode, claim, default_data_dir, list_episodes, provenance, write_episode
 from envs.parallel import disk_errors, exclusive, num_workers, progress, run_jobs
-from worldmodels.files import atomic_write_json
 
 _MAX_HOLD = 100  # steps
 
@@ -87,26 +83,18 @@ def collect(
 
 def _claim(folder: Path, settings: dict[str, Any]) -> int:
     """Note in ``folder`` what is made there; refuse a folder of other episodes. Returns how many are to be there."""
-    note = folder / PROVENANCE
-    if not note.exists() and any(list_episodes(folder)):
+    note = provenance(folder)
+    if note is None and any(list_episodes(folder)):
         raise ValueError(f"{folder} holds episodes that were not made here; choose another folder")
-    if note.exists():
-        found = json.loads(note.read_text())["settings"]
+    if note is not None:
+        found = note["settings"]
         fixed = ("domain", "explorer", "seed")
         different = [f"{key}={found.get(key)}" for key in fixed if found.get(key) != settings[key]]
         if different:
             raise ValueError(f"{folder} holds episodes with {', '.join(different)}; choose another folder")
         settings = settings | {"episodes": max(settings["episodes"], found["episodes"])}
-    atomic_write_json(
-        note,
-        {
-            "made_by": "random actions of envs.dmc_collect, not ExoRL's explorer",
-            "settings": settings,
-            "versions": {name: version(name) for name in ("mujoco", "dm_control", "numpy")},
-            "command": " ".join(sys.orig_argv),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        },
-    )
+    made_by = "random actions of envs.dmc_collect, not ExoRL's explorer"
+    claim(folder, made_by=made_by, settings=settings, packages=("mujoco", "dm_control", "numpy"))
     return settings["episodes"]
 
 

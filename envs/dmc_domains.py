@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import numpy as np
 
 from envs import rendering
 from envs.dmc_rewards import REWARDS
+from envs.spelling import did_you_mean
+from envs.stepping import task_number
 
 EPISODE_STEPS = 1000
 
@@ -63,13 +64,7 @@ class Domain:
         Raises:
             ValueError: if this domain has no such task; says which domain has it.
         """
-        if task in self.tasks:
-            return self.tasks.index(task) + 1
-        elsewhere = self.tasks_elsewhere.get(task)
-        near = difflib.get_close_matches(task, self.tasks, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        hint = f"; it belongs to {elsewhere}." if elsewhere else hint or "."
-        raise ValueError(f"{self.name} has no task {task!r}{hint} It has {', '.join(self.tasks)}")
+        return task_number(task, self.tasks, of=self.name, elsewhere=self.tasks_elsewhere)
 
 
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
@@ -93,9 +88,8 @@ def find_domain(name: str) -> Domain:
     """
     if name in DOMAINS:
         return DOMAINS[name]
-    near = difflib.get_close_matches(name, DOMAINS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"there is no domain {name!r}; {hint}ExoRL has {', '.join(DOMAINS)}")
+    hint = did_you_mean(name, DOMAINS, cutoff=0.4) or "."
+    raise ValueError(f"there is no domain {name!r}{hint} ExoRL has {', '.join(DOMAINS)}")
 
 
 def make(domain: str, task: str, *, random: np.random.RandomState | int | None = None) -> Any:

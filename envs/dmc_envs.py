@@ -93,3 +93,6 @@ class DMCMaker:
     def close(self, env: DMCEnv) -> None:
         """Free the simulator and its renderer."""
         env.inner.close()
+
+    def finish(self) -> None:
+        """Environments share nothing."""

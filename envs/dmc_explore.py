@@ -10,12 +10,9 @@ after a stop replays the running episodes, and writes those that came after its 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import time
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +24,18 @@ from envs.dmc_collect import random_episode
 from envs.dmc_coverage import Cells
 from envs.dmc_domains import EPISODE_STEPS, Domain
 from envs.dmc_envs import DMCEnv
-from envs.exorl_files import PROVENANCE, Episode, EpisodeFile, default_data_dir, list_episodes, read, write_episode
-from envs.parallel import disk_errors
+from envs.exorl_files import (
+    Episode,
+    EpisodeFile,
+    claim,
+    default_data_dir,
+    list_episodes,
+    provenance,
+    read,
+    write_episode,
+)
 from envs.vector import TRUNCATED
-from worldmodels.files import atomic_write_json
+from worldmodels.files import disk_errors
 from worldmodels.keys import OBSERVATION, PHYSICS, STATE
 
 MADE_BY = "an explorer of this framework (agent=rnd), not ExoRL's"
@@ -130,24 +135,16 @@ class EpisodeWriter:
 
     def _claim(self, *, is_resumed: bool) -> None:
         """Note in the folder who writes there; refuse one that holds what is not this run's."""
-        note, is_full = self.folder / PROVENANCE, any(list_episodes(self.folder))
+        note, is_full = provenance(self.folder), any(list_episodes(self.folder))
         if is_full and not is_resumed:
             raise ValueError(
                 f"{self.folder} holds episodes already; move them away, or write elsewhere: env.data_dir=... or "
                 "relabel.recorder.explorer=rnd2"
             )
-        if is_full and (not note.exists() or json.loads(note.read_text())["settings"] != self._settings):
+        if is_full and (note is None or note["settings"] != self._settings):
             raise ValueError(f"{self.folder} holds episodes of another run than the one that goes on here")
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write_json(
-                note,
-                {
-                    "made_by": MADE_BY,
-                    "settings": self._settings,
-                    "versions": {name: version(name) for name in ("mujoco", "dm_control", "numpy", "torch")},
-                    "command": " ".join(sys.orig_argv),
-                    "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                },
-            )
+            packages = ("mujoco", "dm_control", "numpy", "torch")
+            claim(self.folder, made_by=MADE_BY, settings=self._settings, packages=packages)
         print(f"{self.folder}: episodes are written there", file=sys.stderr)

@@ -212,6 +212,7 @@ class PictureMaker:
         if self._painter is not None:
             self._painter.close()
             self._painter = None
+        self._inner.finish()
 
 
 def _column(path: Path, key: str) -> np.ndarray:

@@ -16,14 +16,12 @@ from envs.dmc_domains import EPISODE_STEPS, Domain, models
 from envs.dmc_envs import DMCMaker
 from envs.dmc_pixels import PictureMaker, Pictures
 from envs.dmc_rewards import REWARDS, Measured
-from envs.ogbench_tasks import Maze
 from envs.point_mass_maze import RADIUS, REACH, TARGETS, is_in_cross, squares
-from envs.stepping import EnvGroup, Maker, WorkerPool
-from envs.vector import VectorEnv
-from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE
+from envs.suite import Maze, SimulatedTasks, plain_fields
+from worldmodels.keys import ACTION, PHYSICS, PIXELS, STATE
 
 
-class DMCTasks:
+class DMCTasks(SimulatedTasks):
     """Tasks of one domain, as ``OGBenchTasks`` offers them for its own. Their metric is the return, at most 1000.
 
     Evaluation steps environments with the same reward functions, so a relabelled reward is the one that was paid.
@@ -42,12 +40,13 @@ class DMCTasks:
     """How near, in metres, counts as reached when a user asks for a goal in the maze."""
 
     def __init__(self, domain: Domain, device: torch.device | str = "cpu", *, pictures: Pictures | None = None) -> None:
-        self._domain, self._device, self._pictures = domain, torch.device(device), pictures
-        self._maker: Maker = DMCMaker(domain)
+        self._domain, self._pictures = domain, pictures
+        maker, seen = DMCMaker(domain), {}
         if pictures is not None:
             rendering.ready()
-            self._maker = PictureMaker(self._maker, domain, is_fast=pictures.is_fast)
-        self._pools: dict[int, WorkerPool] = {}
+            maker = PictureMaker(maker, domain, is_fast=pictures.is_fast)
+            seen = {"is_visual": True, "frame_stack": pictures.frame_stack}
+        super().__init__(maker, device=device, **seen)
         self._last: tuple[list[Tensor], Measured] = [], {}  # measured last: all tasks ask about the same states
 
     @property
@@ -75,7 +74,7 @@ class DMCTasks:
         Returns:
             float32 [N], on the source's device.
         """
-        self._domain.number(task)
+        self._number(task)
         action = labelled.get(ACTION, None)
         if action is None and self._is_maze:
             raise ValueError(f"{task} also rewards small actions, and these states come without the action before them")
@@ -102,14 +101,8 @@ class DMCTasks:
         Args:
             td: [N], from ``DMC.labelled`` or an environment.
         """
-        found: dict[str, Tensor] = {}
-        state, action = td[OBSERVATION].get(STATE, None), td.get(ACTION, None)
-        if state is not None:
-            found["state"] = state.cpu()
-        if action is not None:
-            found["action"] = action.cpu()
-        found |= {key: value.cpu() for key, value in td[PHYSICS].items()}
-        return found | {key: torch.from_numpy(value) for key, value in self.measure(td[PHYSICS]).items()}
+        measured = self.measure(td[PHYSICS])
+        return plain_fields(td) | {key: torch.from_numpy(value) for key, value in measured.items()}
 
     def goal_of(self, task: str) -> TensorDict:
         """The observation in which a task is solved, at rest at its target: batch size [], on the source's device.
@@ -117,7 +110,7 @@ class DMCTasks:
         Raises:
             ValueError: if the task wants no state, but a motion.
         """
-        self._domain.number(task)
+        self._number(task)
         if task not in self.goal_names:
             have = f"only {', '.join(TARGETS)} of point_mass_maze have one"
             raise ValueError(f"{self._domain.name} {task} has no goal state ({have}); infer it from its reward")
@@ -141,53 +134,12 @@ class DMCTasks:
             raise ValueError(f"goal {list(values)} lies in a wall of point_mass_maze, or outside: |x|, |y| <= {REACH}")
         return self._at_rest(x, y)
 
-    def make(
-        self,
-        task: str,
-        *,
-        num_envs: int,
-        seed: int,
-        workers: int = 0,
-        max_steps: int | None = None,
-        ends_on_success: bool = True,
-    ) -> VectorEnv:
-        """Environments of one task: 1000 steps each.
-
-        Args:
-            task: one of ``names``.
-            num_envs: episodes, N; start states differ.
-            seed: of the start states.
-            workers: processes to spread them over; 0 steps them in this one. The episodes are the same.
-            max_steps: ends episodes early; None takes 1000.
-            ends_on_success: has no effect, as there is no success.
-        """
-        number = self._domain.number(task)
-        if num_envs < 1 or workers < 0:
-            raise ValueError(
-                f"num_envs={num_envs}, workers={workers}: at least one environment, no fewer workers than 0"
-            )
-        seeds = [int(state) for state in np.random.SeedSequence(seed).generate_state(num_envs)]
-        if workers == 0:
-            groups: list[Any] = [EnvGroup(self._maker, number, seeds, max_steps)]
-        else:
-            if workers not in self._pools:
-                self._pools[workers] = WorkerPool(self._maker, workers)
-            groups = list(self._pools[workers].open(number, seeds, max_steps))
-        if self._pictures is None:
-            return VectorEnv(groups, device=self._device)
-        return VectorEnv(groups, is_visual=True, frame_stack=self._pictures.frame_stack, device=self._device)
-
     def maze(self) -> Maze | None:
         """Walls to draw rollouts on; None where there is no maze."""
         return Maze(*squares()) if self._is_maze else None
 
-    def close(self) -> None:
-        """End worker processes; tasks can be used again afterwards."""
-        for pool in self._pools.values():
-            pool.close()
-        self._pools = {}
-        if isinstance(self._maker, PictureMaker):
-            self._maker.finish()
+    def _number(self, task: str) -> int:
+        return self._domain.number(task)
 
     @property
     def _is_maze(self) -> bool:

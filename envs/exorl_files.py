@@ -17,19 +17,23 @@ Source: ExoRL (Yarats et al. 2022); sheet td_jepa, section 3.1.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import struct
+import sys
+import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from envs.dmc_domains import DOMAINS, EPISODE_STEPS, Domain
-from worldmodels.files import atomic_write
+from worldmodels.files import atomic_write, atomic_write_json
 
 KEYS = ("observation", "action", "reward", "discount", "physics")
 PROVENANCE = "provenance.json"
@@ -144,6 +148,24 @@ def write_episode(folder: Path, index: int, episode: Episode) -> Path:
     path = folder / f"episode_{index:06d}_{steps}.npz"
     atomic_write(path, file.getvalue())
     return path
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """What ``claim`` noted in a folder of episodes; None for published ones."""
+    note = folder / PROVENANCE
+    return json.loads(note.read_text()) if note.exists() else None
+
+
+def claim(folder: Path, *, made_by: str, settings: dict[str, Any], packages: Sequence[str]) -> None:
+    """Note in a folder who makes its episodes, how, with which versions of ``packages``, by which command, and when."""
+    content = {
+        "made_by": made_by,
+        "settings": settings,
+        "versions": {name: version(name) for name in packages},
+        "command": " ".join(sys.orig_argv),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    atomic_write_json(folder / PROVENANCE, content)
 
 
 def _check(file: EpisodeFile, domain: Domain, columns: dict[str, Any]) -> None:

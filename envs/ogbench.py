@@ -11,24 +11,23 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Generator, Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torch import Tensor
 
+from envs.episodes import StoredEpisodes
 from envs.ogbench_files import DataFile, find
 from envs.ogbench_names import Dataset, find_dataset
 from envs.ogbench_tasks import OGBenchTasks
-from envs.replay import TrajectoryStore, load_rows
-from worldmodels.core import Policy
-from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE, TERMINATED
+from envs.replay import load_rows
+from worldmodels.keys import ACTION, OBSERVATION, PIXELS, STATE, TERMINATED
 
 _COLUMNS = {"observations": OBSERVATION, "actions": ACTION}
 
 
-class OGBench:
+class OGBench(StoredEpisodes):
     """Windows of one OGBench data set, held on the training device and sampled there.
 
     The file is looked for in ``data_dir``, $OGBENCH_DATA_DIR and ~/.ogbench/data; if it is nowhere, it is downloaded,
-    or collected on this machine where the behaviour policy ships with ogbench.
+    or collected on this machine where the behaviour policy ships with ogbench. "terminated" is never true.
 
     Args:
         dataset: name, such as "pointmaze-medium-navigate-v0".
@@ -70,10 +69,10 @@ class OGBench:
         self.facts: Dataset = find_dataset(dataset)
         if split not in ("train", "val"):
             raise ValueError(f"split={split!r}: OGBench has train and val")
-        if frame_stack < 1 or (frame_stack > 1 and not self.facts.is_visual):
-            raise ValueError(f"frame_stack={frame_stack}: {dataset} has states; only pictures are stacked, at least 1")
-        if action_chunk < 1:
-            raise ValueError(f"action_chunk={action_chunk}: an action decides at least one step")
+        shape = self.facts.observation_shape  # of a row in the file
+        shape = (shape[2], *shape[:2]) if self.facts.is_visual else shape
+        options = {"device": device, "frame_stack": frame_stack, "action_chunk": action_chunk}
+        super().__init__(shape, self.facts.action_dim, **options)
         path = find(
             self.facts,
             data_dir,
@@ -87,54 +86,17 @@ class OGBench:
             path = path.with_name(f"{path.stem}-val.npz")
             if not path.exists():
                 raise ValueError(f"{path} is missing; it belongs beside {self.facts.name}.npz")
-        self.device = torch.device(device)
-        self.split, self.frame_stack, self.action_chunk = split, frame_stack, action_chunk
+        self.split = split
         self._file = DataFile(path, self.facts, max_episodes=max_episodes)
-        self.store = TrajectoryStore(
-            self._load(max_device_bytes),
-            torch.from_numpy(self._file.ends),
-            device=self.device,
-            frame_stack=frame_stack,
-            action_chunk=action_chunk,
-        )
-        self.spec = self._make_spec()
+        self.keep(self._load(shape, max_device_bytes), torch.from_numpy(self._file.ends))
         self._say_what_it_is()
 
-    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
-        """Draw windows [B, T] uniformly; see ``TrajectoryStore.sample``. "terminated" is never true."""
-        return self.store.sample(batch_size, window, generator)
-
-    def attach(self, policy: Policy | None) -> None:
-        """Fixed data needs no policy."""
-
-    def labelled(self, num: int, generator: Generator) -> TensorDict:
-        """Draw states that transitions led to, with what a reward may depend on.
-
-        Args:
-            num: states, N.
-            generator: on any device; the draw is a function of its state.
-
-        Returns:
-            batch size [N]: "observation" reached and "action" that led there [N, A], on the device; "physics" of the
-            simulator in that state, on the CPU: "qpos" and "qvel" float64 [N, n], "button_states" int64 [N, n].
-        """
-        reached = self.store.draw(num, 2, generator) + 1
-        return self.physics_of(reached).set(OBSERVATION, self.store.rows(reached)[OBSERVATION])
-
-    def physics_of(self, rows: Tensor) -> TensorDict:
-        """What a reward may depend on, without the observation: "physics", and "action", the step that led there.
-
-        Args:
-            rows: int [n] of the store; the first row of a trajectory was led to by nothing, its action means nothing.
-
-        Returns:
-            batch size [n]; entries as ``labelled`` documents them.
-        """
-        out = TensorDict({ACTION: self.store.rows((rows - 1).clamp(min=0), [ACTION])[ACTION]}, batch_size=rows.shape)
-        if self.physics is not None:
-            index = rows.cpu().long()
-            out[PHYSICS] = TensorDict({k: _exact(v[index]) for k, v in self.physics.items()}, batch_size=rows.shape)
-        return out
+    def physics_at(self, rows: Tensor) -> TensorDict | None:
+        """The simulator's state in these rows [n]: "qpos", "qvel" float64, "button_states" int64; None if unknown."""
+        if self.physics is None:
+            return None
+        index = rows.cpu().long()
+        return TensorDict({k: _exact(v[index]) for k, v in self.physics.items()}, batch_size=rows.shape)
 
     @cached_property
     def physics(self) -> TensorDict | None:
@@ -160,30 +122,10 @@ class OGBench:
         """How the file was made, if it was collected on some machine; None for published files."""
         return self._file.provenance()
 
-    def _make_spec(self) -> Composite:
-        if self.facts.is_visual:
-            height, width, channels = self.facts.observation_shape
-            shape = (channels * self.frame_stack, height, width)
-            seen = {PIXELS: Bounded(0, 255, shape, dtype=torch.uint8, device=self.device)}
-        else:
-            seen = {STATE: Unbounded(self.facts.observation_shape, device=self.device)}
-        return Composite(
-            {
-                OBSERVATION: Composite(seen, device=self.device),
-                ACTION: Bounded(-1.0, 1.0, (self.action_chunk * self.facts.action_dim,), device=self.device),
-                TERMINATED: Categorical(2, shape=(), dtype=torch.bool, device=self.device),
-            },
-            device=self.device,
-        )
-
-    def _load(self, max_device_bytes: int) -> TensorDict:
-        shape = self.facts.observation_shape
-        if self.facts.is_visual:
-            name, shape, kind = f"{OBSERVATION}/{PIXELS}", (shape[2], *shape[:2]), torch.uint8
-        else:
-            name, kind = f"{OBSERVATION}/{STATE}", torch.float32
+    def _load(self, shape: tuple[int, ...], max_device_bytes: int) -> TensorDict:
+        name, kind = (PIXELS, torch.uint8) if self.facts.is_visual else (STATE, torch.float32)
         shapes = {
-            name: (shape, kind),
+            f"{OBSERVATION}/{name}": (shape, kind),
             ACTION: ((self.facts.action_dim,), torch.float32),
             TERMINATED: ((), torch.bool),
         }

@@ -7,8 +7,9 @@ Source: the commands published with OGBench (Park et al., ICLR 2025, MIT licence
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
+
+from envs.spelling import did_you_mean
 
 _MAZES = {"medium": 1000, "large": 1000, "giant": 500, "teleport": 1000}  # trajectories of "navigate"
 _BODIES = {"point": (2, 2), "ant": (29, 8), "humanoid": (69, 21), "antsoccer": (42, 8)}  # observation, action
@@ -143,6 +144,5 @@ def find_dataset(name: str) -> Dataset:
         return DATASETS[name]
     if "powderworld" in name:
         raise ValueError(f"{name}: powderworld has discrete actions; only continuous ones within [-1, 1] are supported")
-    near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else "for example pointmaze-medium-navigate-v0"
-    raise ValueError(f"unknown data set {name!r}: {hint}")
+    hint = did_you_mean(name, DATASETS, num=3, cutoff=0.5) or "; for example pointmaze-medium-navigate-v0"
+    raise ValueError(f"unknown data set {name!r}{hint}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from envs import rendering
 from envs.ogbench_envs import OGBenchMaker
-from envs.stepping import EnvGroup, WorkerPool
-from envs.vector import VectorEnv
-from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE
+from envs.stepping import EnvGroup, task_number
+from envs.suite import Maze, SimulatedTasks, plain_fields
+from worldmodels.keys import OBSERVATION, PHYSICS, PIXELS, STATE
 
 if TYPE_CHECKING:
     from envs.ogbench import OGBench
@@ -26,17 +25,6 @@ _FIRST_OBJECT, _CUBE = 14, 7  # entries of qpos before the first object, and of 
 _CENTER, _SCALE = (0.425, 0.0, 0.0), 10.0  # how an arm's observation shifts and scales positions
 _EFFECTOR, _YAW, _GRIPPER, _CONTACT = slice(12, 15), slice(15, 17), 17, 18  # where an arm's observation has them
 _GRIPPER_SCALE = 3.0
-
-
-class Maze(NamedTuple):
-    """Walls and their place in the world, to draw on."""
-
-    walls: np.ndarray
-    """bool [rows, columns]; row i, column j is the square around (origin x + j unit, origin y + i unit)."""
-    unit: float
-    """Side of a square, metres."""
-    origin: tuple[float, float]
-    """Centre of square (0, 0), metres."""
 
 
 class _Goal(NamedTuple):
@@ -49,8 +37,10 @@ class _Goal(NamedTuple):
     handles: np.ndarray | None  # [2], drawer and window
 
 
-class OGBenchTasks:
+class OGBenchTasks(SimulatedTasks):
     """Tasks of one data set's environment. Environments are built when first needed.
+
+    They have a fixed goal, judge success before each action, and end on success.
 
     Args:
         source: the data, for goals that only data can show.
@@ -63,10 +53,10 @@ class OGBenchTasks:
 
     def __init__(self, source: OGBench) -> None:
         self._source, self._facts = source, source.facts
+        options = {"is_visual": source.facts.is_visual, "frame_stack": source.frame_stack, "device": source.device}
+        super().__init__(OGBenchMaker(source.facts), **options)
         if self._facts.is_visual:
             rendering.ready()
-        self._maker = OGBenchMaker(source.facts)
-        self._pools: dict[int, WorkerPool] = {}
         self._goals: dict[int, _Goal] = {}
         self._maze: Maze | None = None
         self._tolerance = _ARM_TOLERANCE
@@ -118,19 +108,10 @@ class OGBenchTasks:
         Args:
             td: [N], from ``OGBench.labelled`` or an environment.
         """
-        found: dict[str, Tensor] = {}
-        state = td[OBSERVATION].get(STATE, None)
-        if state is not None:
-            found["state"] = state.cpu()
-            if not self._facts.is_maze:
-                found |= _arm_fields(found["state"].double())
-        action = td.get(ACTION, None)
-        if action is not None:
-            found["action"] = action.cpu()
-        if PHYSICS in td.keys():
-            found |= {key: value.cpu() for key, value in td[PHYSICS].items()}
-            found |= self._object_fields(found["qpos"])
-        return found
+        found = plain_fields(td)
+        if "state" in found and not self._facts.is_maze:
+            found |= _arm_fields(found["state"].double())
+        return found | (self._object_fields(found["qpos"]) if "qpos" in found else {})
 
     def goal_of(self, task: str) -> TensorDict:
         """The observation in which a task is solved, batch size [], on the source's device."""
@@ -169,60 +150,14 @@ class OGBenchTasks:
         )
         return self._source.store.rows(torch.tensor([row], device=self._source.store.starts(1).device))[0][OBSERVATION]
 
-    def make(
-        self,
-        task: str,
-        *,
-        num_envs: int,
-        seed: int,
-        workers: int = 0,
-        max_steps: int | None = None,
-        ends_on_success: bool = True,
-    ) -> VectorEnv:
-        """Environments of one task: fixed goal, success judged before each action, an end on success.
-
-        Args:
-            task: one of ``names``.
-            num_envs: episodes, N; start states differ.
-            seed: of the start states and of all randomness while they run.
-            workers: processes to spread them over; 0 steps them in this one. The episodes are the same.
-            max_steps: ends episodes early; None takes the benchmark's limit.
-            ends_on_success: as in the benchmark; otherwise episodes go on, for rewards and goals other than its own.
-        """
-        number = self._number(task)
-        if num_envs < 1 or workers < 0:
-            raise ValueError(
-                f"num_envs={num_envs}, workers={workers}: at least one environment, no fewer workers than 0"
-            )
-        seeds = [int(state) for state in np.random.SeedSequence(seed).generate_state(num_envs)]
-        if workers == 0:
-            groups: list[Any] = [EnvGroup(self._maker, number, seeds, max_steps, ends_on_success)]
-        else:
-            if workers not in self._pools:
-                self._pools[workers] = WorkerPool(self._maker, workers)
-            groups = list(self._pools[workers].open(number, seeds, max_steps, ends_on_success))
-        frame_stack = self._source.frame_stack
-        return VectorEnv(groups, is_visual=self._facts.is_visual, frame_stack=frame_stack, device=self._source.device)
-
     def maze(self) -> Maze | None:
         """Walls to draw rollouts on; None where there is no maze."""
         if self._facts.is_maze:
             self._goal(1)
         return self._maze
 
-    def close(self) -> None:
-        """Free environments and worker processes; tasks can be used again afterwards."""
-        for pool in self._pools.values():
-            pool.close()
-        self._pools = {}
-        self._maker.finish()
-
     def _number(self, task: str) -> int:
-        if task in self.names:
-            return self.names.index(task) + 1
-        near = difflib.get_close_matches(task, self.names, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"{self._facts.env_name} has no task {task!r}{hint} It has {', '.join(self.names)}")
+        return task_number(task, self.names, of=self._facts.env_name)
 
     def _goal(self, number: int) -> _Goal:
         """What a task wants, asked from the environment once."""

@@ -6,7 +6,6 @@ A row is one decision: with ``action_chunk`` = h its action is h steps, played w
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +21,7 @@ from torchrl.envs import EnvBase
 from envs.relabel import Wrapper
 from envs.rewards import with_reward
 from envs.ring import Ring
+from envs.stepping import task_number
 from envs.vector import TRUNCATED
 from worldmodels.core import Policy
 from worldmodels.keys import ACTION, NOISE, OBSERVATION, PHYSICS, REWARD, TERMINATED
@@ -196,7 +196,9 @@ class Online(Wrapper):
             )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             raise ValueError("an online source collects in one process; run without torchrun")
-        _check_task(source, task)
+        if task is not None:
+            elsewhere = getattr(source.tasks, "names_elsewhere", {})
+            task_number(task, source.tasks.names, of="this env", elsewhere=elsewhere)
         self.recorder = None if recorder is None else recorder(source, num_envs=num_envs, seed=seed)
         self.env = TaskEnv(
             source,
@@ -299,12 +301,3 @@ class Online(Wrapper):
             seen = {OBSERVATION: td[OBSERVATION], NOISE: TensorDict({ACTION: noise}, td.batch_size)}
             action = self.policy.act(TensorDict(seen, td.batch_size), explore=True)[ACTION]
         return td.copy().set(ACTION, action)
-
-
-def _check_task(source: Any, task: str | None) -> None:
-    """Raise a ValueError for an unknown task; suggests near names."""
-    names = source.tasks.names
-    if task is not None and task not in names:
-        near = difflib.get_close_matches(task, names, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else "."
-        raise ValueError(f"there is no task {task!r}{hint} There are {', '.join(names)}")

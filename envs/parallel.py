@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import threading
@@ -10,14 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import current_process, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from worldmodels.files import DiskFullError
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+from worldmodels import files
 
 
 def run_jobs(
@@ -136,17 +133,6 @@ def exclusive(path: Path) -> Iterator[None]:
     # The empty file stays: deleting it would let a third process lock a new file of the same name.
 
 
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn "no space left" inside the block into one clear line about ``folder``."""
-    try:
-        yield
-    except DiskFullError:
-        raise
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise DiskFullError(
-            f"cannot write to {folder}: {os.strerror(error.errno)}. Free some space and repeat the command: finished "
-            f"parts are kept"
-        ) from error
+def disk_errors(folder: Path) -> AbstractContextManager[None]:
+    """Turn "no space left" inside the block into one clear line about ``folder``, for commands that can be repeated."""
+    return files.disk_errors(folder, then="and repeat the command: finished parts are kept")

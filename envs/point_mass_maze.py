@@ -72,7 +72,7 @@ MODEL = f"""
 
 
 def squares() -> tuple[np.ndarray, float, tuple[float, float]]:
-    """The maze on squares, with a border around the box: what ``Maze`` of ``envs.ogbench_tasks`` holds.
+    """The maze on squares, with a border around the box: what ``envs.suite.Maze`` holds.
 
     Returns:
         walls bool [32, 32]; side of a square, 0.02 m; centre of square (0, 0).

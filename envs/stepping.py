@@ -7,7 +7,7 @@ which OGBench draws from. While an environment runs, its own bit generator is sw
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from envs.rendering import RenderError, check_picture
+from envs.spelling import did_you_mean
 
 Arrays = dict[str, np.ndarray]
 _FLAGS = {
@@ -62,6 +63,29 @@ class Maker(Protocol):
     def close(self, env: Any) -> None:
         """Free what the environment holds."""
         ...
+
+    def finish(self) -> None:
+        """Free what environments share; all of them are closed."""
+        ...
+
+
+def task_number(task: str, names: Sequence[str], *, of: str, elsewhere: Mapping[str, str] | None = None) -> int:
+    """Place of a task among ``names``, counted from 1.
+
+    Args:
+        task: by name.
+        names: tasks there are, in the benchmark's order.
+        of: whose tasks these are, for errors.
+        elsewhere: tasks of others, and whose: for errors.
+
+    Raises:
+        ValueError: if it is not one of them; says who has it, or suggests near names.
+    """
+    if task in names:
+        return list(names).index(task) + 1
+    owner = (elsewhere or {}).get(task)
+    hint = f"; it belongs to {owner}." if owner else did_you_mean(task, names, num=2) or "."
+    raise ValueError(f"{of} has no task {task!r}{hint} It has {', '.join(names)}")
 
 
 class EnvGroup:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.california import download_california
+from envs.spelling import did_you_mean
 from envs.table_columns import pd
 from worldmodels.files import atomic_write
 
@@ -88,8 +88,7 @@ def load_named(name: str, *, data_dir: str | os.PathLike[str] | None, download: 
         FileNotFoundError: if it is in no folder and cannot be downloaded.
     """
     if name not in NAMED:
-        near = difflib.get_close_matches(name, NAMED, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(name, NAMED, num=2) or "."
         raise ValueError(
             f"env.dataset={name}: no such table{hint} There are {', '.join(NAMED)}; your own goes in env.path"
         )

@@ -6,19 +6,17 @@ The point moves by 0.1 times the action within [-1, 1] x [-1, 1]. Everything is 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
 
-from envs.ogbench_tasks import Maze
-from envs.replay import TrajectoryStore
+from envs.episodes import StoredEpisodes
+from envs.stepping import task_number
+from envs.suite import Maze, plain_fields
 from envs.vector import ALIVE, SUCCESS, TRUNCATED
-from worldmodels.core import Policy
 from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, REWARD, STATE, TERMINATED
 
 _SPEED = 0.1
@@ -27,7 +25,7 @@ _GOALS = {"task1": (0.6, 0.6), "task2": (-0.6, 0.6), "task3": (-0.6, -0.6), "tas
 _MAX_STEPS = 40
 
 
-class Toy:
+class Toy(StoredEpisodes):
     """Random walks of a point in a box.
 
     Args:
@@ -37,8 +35,6 @@ class Toy:
         seed: of the walks.
         action_chunk: as in ``envs.ogbench``.
     """
-
-    frame_stack = 1
 
     def __init__(
         self,
@@ -51,7 +47,7 @@ class Toy:
     ) -> None:
         if min(trajectories, steps, action_chunk) < 1:
             raise ValueError(f"{trajectories=}, {steps=}, {action_chunk=}: at least one of each")
-        self.device, self.action_chunk = torch.device(device), action_chunk
+        super().__init__((2,), 2, device=device, action_chunk=action_chunk)
         generator = Generator().manual_seed(seed)
         action = _smooth(torch.rand(trajectories, steps + 1, 2, generator=generator) * 2 - 1)  # [M, T, 2]
         state = torch.empty_like(action)
@@ -68,36 +64,15 @@ class Toy:
             },
             batch_size=[ends.numel()],
         )
-        self.store = TrajectoryStore(rows.to(self.device), ends.flatten(), action_chunk=action_chunk)
-        self.spec = Composite(
-            {
-                OBSERVATION: Composite({STATE: Unbounded((2,), device=self.device)}, device=self.device),
-                ACTION: Bounded(-1.0, 1.0, (2 * action_chunk,), device=self.device),
-                TERMINATED: Categorical(2, shape=(), dtype=torch.bool, device=self.device),
-            },
-            device=self.device,
-        )
+        self.keep(rows.to(self.device), ends.flatten())
         self.tasks = ToyTasks(self.device)
 
-    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
-        """Draw windows [B, T] uniformly."""
-        return self.store.sample(batch_size, window, generator)
-
-    def attach(self, policy: Policy | None) -> None:
-        """Fixed data needs no policy."""
-
-    def labelled(self, num: int, generator: Generator) -> TensorDict:
-        """Draw reached states [N] with the action that led there and physics; as ``OGBench.labelled``."""
-        reached = self.store.draw(num, 2, generator) + 1
-        return self.physics_of(reached).set(OBSERVATION, self.store.rows(reached)[OBSERVATION])
-
-    def physics_of(self, rows: Tensor) -> TensorDict:
-        """What a reward may depend on, in these rows [n]; as ``OGBench.physics_of``."""
-        reached, left = self.store.rows(rows), self.store.rows((rows - 1).clamp(min=0))
-        position = reached[OBSERVATION, STATE].cpu().double()
-        velocity = position - left[OBSERVATION, STATE].cpu().double()
-        out = TensorDict({ACTION: left[ACTION]}, batch_size=rows.shape)
-        return out.set(PHYSICS, TensorDict({"qpos": position, "qvel": velocity}, batch_size=rows.shape))
+    def physics_at(self, rows: Tensor) -> TensorDict:
+        """Position "qpos" in these rows [n] and the move that led there "qvel", float64 [n, 2] on the CPU."""
+        here, before = (
+            self.store.rows(index)[OBSERVATION, STATE].cpu().double() for index in (rows, (rows - 1).clamp(min=0))
+        )
+        return TensorDict({"qpos": here, "qvel": here - before}, batch_size=rows.shape)
 
 
 class ToyTasks:
@@ -117,14 +92,8 @@ class ToyTasks:
 
     def fields(self, td: TensorDict) -> dict[str, Tensor]:
         """Named arrays [N, 2] on the CPU: "state", "action", "qpos", "qvel", "xy"."""
-        found = {"state": td[OBSERVATION, STATE].cpu()}
-        action = td.get(ACTION, None)
-        if action is not None:
-            found["action"] = action.cpu()
-        if PHYSICS in td.keys():
-            found |= {key: value.cpu() for key, value in td[PHYSICS].items()}
-            found["xy"] = found["qpos"]
-        return found
+        found = plain_fields(td)
+        return found | ({"xy": found["qpos"]} if "qpos" in found else {})
 
     def goal_of(self, task: str) -> TensorDict:
         """The observation at the goal, batch size []."""
@@ -160,11 +129,7 @@ class ToyTasks:
         """Nothing is held."""
 
     def _goal(self, task: str) -> tuple[float, float]:
-        if task in _GOALS:
-            return _GOALS[task]
-        near = difflib.get_close_matches(task, _GOALS, n=2)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ValueError(f"toy has no task {task!r}{hint} It has {', '.join(_GOALS)}")
+        return list(_GOALS.values())[task_number(task, self.names, of="toy") - 1]
 
 
 class ToyEnv:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.resources
 import os
 import re
@@ -11,6 +10,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from envs.spelling import did_you_mean
 
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
 LAUNCHERS = {  # of sweeps, and what they come with
@@ -26,12 +27,6 @@ def fail(message: object, code: int = 2) -> NoReturn:
     """Print one line to stderr and leave with ``code``."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(code)
-
-
-def suggestion(name: str, options: list[str]) -> str:
-    """A clause naming the closest of ``options``, or nothing."""
-    close = difflib.get_close_matches(name, options, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def choose_renderer() -> None:
@@ -93,7 +88,7 @@ def one_line_hydra_errors(arguments: Sequence[str], config_name: str = "config")
         if found := re.search(r"Could not override '([^']+)'", text):
             groups = [a for a in arguments if re.match(r"(agent|objective|env|encoder|experiment)=", a)]
             known = leaves(OmegaConf.to_container(compose(config_name, overrides=groups)))
-            fail(f"there is no config key {found[1]}{suggestion(found[1], known)}")
+            fail(f"there is no config key {found[1]}{did_you_mean(found[1], known)}")
         if found := re.search(r"Could not find '([^']+)'", text):
             group, _, name = found[1].partition("/")
             if found[1].startswith("hydra/launcher/") and found[1] in LAUNCHERS:
@@ -104,7 +99,7 @@ def one_line_hydra_errors(arguments: Sequence[str], config_name: str = "config")
             if name.startswith("of_"):  # the file of an env that agents choose their parts by
                 envs = ", ".join(option.removeprefix("of_") for option in options if option.startswith("of_"))
                 fail(f"no agent acts on env={name.removeprefix('of_')}; use one of: {envs}")
-            fail(f"there is no {found[1]}{suggestion(name, options)} (options: {', '.join(options)})")
+            fail(f"there is no {found[1]}{did_you_mean(name, options)} (options: {', '.join(options)})")
         fail(text)
     except ValueError as error:  # what Hydra raises for a null where it wants a name
         fail(f"cannot compose {' '.join(arguments)}: {error}")

@@ -32,7 +32,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from worldmodels.cli import choose_renderer, one_line_errors, suggestion
+from envs.spelling import did_you_mean
+from worldmodels.cli import choose_renderer, one_line_errors
 
 if TYPE_CHECKING:  # torch takes a second; --help and a misspelt key need none
     from omegaconf import DictConfig
@@ -89,7 +90,7 @@ def parse(arguments: list[str]) -> Options:
         if not equals:
             raise ValueError(f"'{argument}' is not key=value; python -m worldmodels.evaluate --help lists the keys")
         if key not in known:
-            raise ValueError(f"there is no key {key}{suggestion(key, list(known))} (keys: {', '.join(known)})")
+            raise ValueError(f"there is no key {key}{did_you_mean(key, known)} (keys: {', '.join(known)})")
         if key in given:
             raise ValueError(f"{key} is given twice")
         given[key] = _integer(key, value) if known[key].startswith("int") else value

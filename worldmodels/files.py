@@ -18,8 +18,8 @@ class DiskFullError(OSError):
 
 
 @contextmanager
-def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn "no space left" inside the block into one clear line about ``path``.
+def disk_errors(path: str | os.PathLike[str], *, then: str = "then go on with resume=true") -> Iterator[None]:
+    """Turn "no space left" inside the block into one clear line about ``path``, which ends with what to do ``then``.
 
     Raises:
         DiskFullError: instead of an OSError that says the disk, quota or size limit is exhausted.
@@ -31,8 +31,7 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             reason = os.strerror(error.errno or 0)
-            message = f"cannot write {os.fspath(path)}: {reason}. Free some space, then go on with resume=true"
-            raise DiskFullError(message) from error
+            raise DiskFullError(f"cannot write {os.fspath(path)}: {reason}. Free some space, {then}") from error
         raise
 
 

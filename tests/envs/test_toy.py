@@ -22,7 +22,7 @@ def toy() -> Toy:
 
 @pytest.mark.parametrize(("ours", "theirs"), [(ToyTasks, OGBenchTasks), (ToyEnv, VectorEnv)])
 def test_same_interface(ours: type, theirs: type) -> None:
-    public = [name for name in vars(theirs) if not name.startswith("_") and callable(vars(theirs)[name])]
+    public = [name for name in dir(theirs) if not name.startswith("_") and callable(getattr(theirs, name))]
     for name in public:
         mine, its = (inspect.signature(getattr(kind, name)) for kind in (ours, theirs))
         assert list(mine.parameters) == list(its.parameters), name

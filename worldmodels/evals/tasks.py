@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +12,82 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.core import Policy, TaskRule
+from envs.spelling import did_you_mean
+from worldmodels.core import Objective, Policy, TaskRule
 from worldmodels.evals.bootstrap import bootstrap_interval
 from worldmodels.evals.pictures import film, maze_picture
 from worldmodels.evals.results import pack
 from worldmodels.evals.rollout import Episodes, Film, Judge, rollout
 from worldmodels.keys import ACTION, STATE
+
+
+class TaskEvaluator(ABC):
+    """Plays all episodes of the tasks at once and scores them. Who plays is a subclass's business.
+
+    Start states and action noise are the same at every call: they depend on ``seed`` only. Episodes solved at their
+    start do not count; a note says how many.
+
+    Args:
+        source: data with ``tasks``.
+        every: steps between two evaluations; 0 evaluates at the end only.
+        name: of this evaluator in logs and files.
+        tasks: names; None takes all.
+        episodes: a task.
+        seed: of start states and action noise.
+        workers: processes that simulate; 0 simulates in this one.
+        max_steps: ends episodes early; None leaves it to the benchmark.
+        is_filmed: whether one episode a task is filmed where there is no maze to draw.
+
+    Raises:
+        ValueError: if the source has no tasks, or not these; if there are no episodes.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Any,
+        every: int,
+        name: str,
+        tasks: Sequence[str] | None = None,
+        episodes: int = 10,
+        seed: int = 0,
+        workers: int = 0,
+        max_steps: int | None = None,
+        is_filmed: bool = True,
+    ) -> None:
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes} must be at least 1")
+        self.source, self.every, self.name, self.episodes = source, every, name, episodes
+        self.seed, self.workers, self.max_steps, self.is_filmed = seed, workers, max_steps, is_filmed
+        self.tasks = choose_tasks(source, tasks)
+
+    @abstractmethod
+    def __call__(self, objective: Objective, step: int) -> TensorDict:
+        """Evaluate; see ``result``."""
+
+    def result(
+        self,
+        policy: Any,
+        *,
+        device: torch.device,
+        z: Mapping[str, Tensor | TaskRule] | None = None,
+        is_drawn: bool = True,
+    ) -> TensorDict:
+        """What ``score`` documents of ``policy``, with the evaluation list and, if wanted, pictures as media."""
+        played, notes = play(
+            policy,
+            self.source,
+            self.tasks,
+            episodes=self.episodes,
+            seed=self.seed,
+            device=device,
+            workers=self.workers,
+            z=z,
+            max_steps=self.max_steps,
+            is_filmed=self.is_filmed,
+        )
+        goals = goal_positions(self.source, self.tasks) if is_drawn else None
+        return result_of(self.source, played, notes, seed=self.seed, goals=goals)
 
 
 def choose_tasks(source: Any, tasks: Sequence[str] | None) -> list[str]:
@@ -34,9 +104,7 @@ def choose_tasks(source: Any, tasks: Sequence[str] | None) -> list[str]:
     known, elsewhere = list(suite.names), getattr(suite, "names_elsewhere", {})  # {task: data that have it}
     for task in tasks or ():
         if task not in known:
-            near = difflib.get_close_matches(task, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            hint = f"; it belongs to {elsewhere[task]}." if task in elsewhere else hint
+            hint = f"; it belongs to {elsewhere[task]}." if task in elsewhere else did_you_mean(task, known) or "."
             raise ValueError(f"there is no task {task}{hint} This data set has {', '.join(known)}")
     return list(tasks or known)
 
