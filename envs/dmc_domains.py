@@ -12,8 +12,8 @@ import numpy as np
 
 from envs import rendering
 from envs.dmc_rewards import REWARDS
-from envs.spelling import did_you_mean
 from envs.stepping import task_number
+from worldmodels.spelling import did_you_mean
 
 EPISODE_STEPS = 1000
 

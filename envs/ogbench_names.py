@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from envs.spelling import did_you_mean
+from worldmodels.spelling import did_you_mean
 
 _MAZES = {"medium": 1000, "large": 1000, "giant": 500, "teleport": 1000}  # trajectories of "navigate"
 _BODIES = {"point": (2, 2), "ant": (29, 8), "humanoid": (69, 21), "antsoccer": (42, 8)}  # observation, action

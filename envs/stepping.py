@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from envs.rendering import RenderError, check_picture
-from envs.spelling import did_you_mean
+from worldmodels.spelling import did_you_mean
 
 Arrays = dict[str, np.ndarray]
 _FLAGS = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from envs.california import download_california
-from envs.spelling import did_you_mean
 from envs.table_columns import pd
 from worldmodels.files import atomic_write
+from worldmodels.spelling import did_you_mean
 
 FOLDER = "~/.worldmodels/tables"  # where named data sets are looked for and kept
 

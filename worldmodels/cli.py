@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from envs.spelling import did_you_mean
+from worldmodels.spelling import did_you_mean
 
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
 LAUNCHERS = {  # of sweeps, and what they come with

@@ -32,8 +32,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs.spelling import did_you_mean
 from worldmodels.cli import choose_renderer, one_line_errors
+from worldmodels.spelling import did_you_mean
 
 if TYPE_CHECKING:  # torch takes a second; --help and a misspelt key need none
     from omegaconf import DictConfig

@@ -12,13 +12,13 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from envs.spelling import did_you_mean
 from worldmodels.core import Objective, Policy, TaskRule
 from worldmodels.evals.bootstrap import bootstrap_interval
 from worldmodels.evals.pictures import film, maze_picture
 from worldmodels.evals.results import pack
 from worldmodels.evals.rollout import Episodes, Film, Judge, rollout
 from worldmodels.keys import ACTION, STATE
+from worldmodels.spelling import did_you_mean
 
 
 class TaskEvaluator(ABC):
