@@ -22,6 +22,7 @@ from envs.dmc_domains import find_domain
 from envs.dmc_envs import DMCEnv
 from envs.exorl_files import DamagedError, Episode, EpisodeFile, list_episodes, read, write_episode
 from envs.parallel import disk_errors, num_workers, progress, run_jobs
+from worldmodels.files import atomic_write
 
 _STEPS = (1, 10, 100, 1000)  # after how many steps deviations are reported
 
@@ -115,11 +116,11 @@ def _replay_file(file: EpisodeFile, target: str, notes: str) -> None:
     try:
         episode = read(file, _env.domain, with_reward=True)
     except DamagedError as error:
-        note.write_text(str(error))
+        atomic_write(note, str(error))
         return
     replayed, deviation = replay(_env, episode)
     write_episode(Path(target), file.index, replayed)
-    note.write_text(" ".join(f"{deviation[step]:.9g}" for step in _STEPS))
+    atomic_write(note, " ".join(f"{deviation[step]:.9g}" for step in _STEPS))
 
 
 def _report(files: list[EpisodeFile], notes: Path) -> str:

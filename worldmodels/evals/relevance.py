@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from scipy.stats import rankdata
 from tensordict import TensorDict
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -153,6 +154,6 @@ def boosted_trees(
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Rank correlation of two vectors."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (a, b)])
+    """Rank correlation of two vectors [N], on any device; equal values share the mean of their ranks."""
+    ranks = torch.stack([torch.from_numpy(rankdata(values.cpu().numpy())) for values in (a, b)])
     return float(torch.corrcoef(ranks)[0, 1]) if len(a) > 1 else float("nan")

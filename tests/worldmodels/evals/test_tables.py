@@ -104,6 +104,8 @@ def test_relevance_is_what_shuffling_a_column_costs(task):
 def test_rank_correlation():
     assert spearman(torch.tensor([1.0, 5.0, 2.0]), torch.tensor([10.0, 90.0, 20.0])) == pytest.approx(1.0)
     assert spearman(torch.tensor([1.0, 5.0, 2.0]), -torch.tensor([10.0, 90.0, 20.0])) == pytest.approx(-1.0)
+    # trees use many a column not at all: (0, 0, 1) against (0, 1, 2) has ranks (1.5, 1.5, 3) and (1, 2, 3)
+    assert spearman(torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 2.0])) == pytest.approx(0.75**0.5)
 
 
 def test_trees_learn():
