@@ -5,6 +5,8 @@
 Any folders, any depth: what is there is grouped by data set, agent, scale and steps. Runs of a group may differ in
 their seed only, else the command refuses and says in what they differ (``--apart`` makes a row of each). Runs that have
 not reached their last step are listed and not averaged. ``--remarks FILE`` puts Markdown of yours after the summary.
+``--keep FOLDER`` keeps what the page needs of these runs there, some kilobytes each, so that a page can be made from
+runs of several machines: benchmarks/results/zero_shot holds those of docs/results/zero_shot.md.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from benchmarks.zero_shot_runs import (
     Score,
     differing,
     floors,
+    keep,
     make_rows,
     published,
     read_runs,
@@ -350,10 +353,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/zero_shot.md"))
     parser.add_argument("--apart", action="store_true", help="a row of each configuration instead of refusing")
     parser.add_argument("--remarks", type=Path, help="Markdown to put after the summary")
+    parser.add_argument("--keep", type=Path, help="folder for configuration and scores of these runs")
     options = parser.parse_args()
     with one_line_errors():
         remarks = options.remarks.read_text() if options.remarks else ""
         atomic_write(options.out, page(options.runs, is_apart=options.apart, remarks=remarks))
+        if options.keep:
+            keep(read_runs(options.runs), options.keep)
     print(f"written to {options.out}")
 
 

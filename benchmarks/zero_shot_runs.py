@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from worldmodels import checkpoint
+from worldmodels.files import atomic_write, atomic_write_json
 
 PUBLISHED = Path(__file__).resolve().parent / "published_zero_shot.csv"
 RENAMED = {"sf_random": "sf", "td_jepa_symmetric": "td_jepa_sym"}  # runs of earlier versions
@@ -159,6 +161,37 @@ def _read(path: Path) -> Run | None:
         return None
     summary = path.with_name("summary.json")
     return Run(path.parent, config, json.loads(summary.read_text()) if summary.is_file() else {})
+
+
+def keep(runs: Iterable[Run], folder: Path) -> list[Path]:
+    """Write what tables need of finished runs below ``folder``: a few kilobytes each, to outlast their checkpoints.
+
+    Returns:
+        the folders, DATA/AGENT-STEPS-seed-SEED-MARK, which ``read_runs`` takes for the runs themselves.
+    """
+    made = []
+    for run in runs:
+        if not run.is_finished:
+            continue
+        what = json.dumps([run.identity(), run.config["eval"][run.judge].get("tasks")], sort_keys=True, default=str)
+        mark = hashlib.sha256(what.encode()).hexdigest()[:6]
+        place = folder / "-".join(run.data) / f"{run.agent}-{run.steps}-seed-{run.seed}-{mark}"
+        place.mkdir(parents=True, exist_ok=True)
+        history = run.summary["evaluations"]
+        short = {
+            name: [{"step": block["step"], "metrics": block["metrics"]} for block in _ends(history[name])]
+            for name in (run.judge, *FLOORS)
+            if name in history
+        }
+        atomic_write_json(place / "summary.json", {**run.summary, "evaluations": short})
+        atomic_write(place / "config.yaml", (run.folder / "config.yaml").read_text())
+        made.append(place)
+    return made
+
+
+def _ends(blocks: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The first and the last."""
+    return blocks if len(blocks) < 2 else [blocks[0], blocks[-1]]
 
 
 @dataclass(frozen=True)

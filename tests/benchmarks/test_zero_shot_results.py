@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from benchmarks import zero_shot_results
 from benchmarks.zero_shot_results import METHODS, WINS, page
-from benchmarks.zero_shot_runs import make_rows, published, read_runs
+from benchmarks.zero_shot_runs import JUDGES, keep, make_rows, published, read_runs
 
 CUBE = ("env.dataset=cube-single-play-v0",)
 
@@ -52,9 +52,8 @@ def put(
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "seed": seed, "run_dir": str(folder)}))
     history = [] if start is None else [{"step": 0, "metrics": metrics(start, metric)}]
-    evaluations: dict[str, Any] = {
-        "zero_shot": [*history, {"step": config["steps"], "metrics": metrics(scores, metric)}]
-    }
+    judge = next(name for name in JUDGES if name in config["eval"])
+    evaluations: dict[str, Any] = {judge: [*history, {"step": config["steps"], "metrics": metrics(scores, metric)}]}
     if floor:
         evaluations["floor_random"] = [{"step": config["steps"], "metrics": metrics(floor, metric)}]
     content = {
@@ -120,6 +119,18 @@ def test_the_summary_over_data_sets(runs):
 
 def test_the_page_is_a_function_of_the_runs(runs):
     assert page([runs]) == page([runs / "x", runs])
+
+
+def test_kept_runs_make_the_same_page_and_are_small(runs, tmp_path_factory):
+    put(runs / "stopped", "agent=hilp", scores=two(0.5, 0.5), is_finished=False)
+    put(runs / "one", "agent=td3", "task=task1", scores={"task1": 1.0})
+    put(runs / "two", "agent=td3", "task=task2", scores={"task2": 1.0})
+    kept = tmp_path_factory.mktemp("kept")
+    made = keep(read_runs([runs]), kept)
+    assert len(made) == len(set(made)) == 10
+    assert {path.name for path in kept.rglob("*.*")} == {"config.yaml", "summary.json"}
+    whole = page([runs])
+    assert page([kept]) == whole[: whole.index("## Not finished")].rstrip() + "\n"
 
 
 def test_runs_of_different_settings_are_not_mixed(runs):
