@@ -22,7 +22,18 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 from torchrl.data import Bounded, Composite, Unbounded
 
-from benchmarks.update_speed import ACTION_DIM, NUM_BATCHES, OBS_DIM, Contender, Runner, Timing, Update, hardware, today
+from benchmarks.runs import today
+from benchmarks.update_speed import (
+    ACTION_DIM,
+    NUM_BATCHES,
+    OBS_DIM,
+    Contender,
+    Runner,
+    Timing,
+    Update,
+    hardware,
+    updates_of,
+)
 from envs.replay import TrajectoryStore
 from worldmodels import build
 from worldmodels.core import Policy
@@ -71,18 +82,9 @@ def build_update(cfg: DictConfig, device: torch.device) -> Update:
     """One update of the agent of ``cfg`` on batches that are already there."""
     source = build.build_source(cfg, device)
     objective = build.build_objective(cfg, source, device)
-    learner = build.build_learner(cfg, objective, device)
-    transforms = build.build_transforms(cfg, objective)
     generator = torch.Generator(device).manual_seed(0)
     batches = [source.sample(cfg.batch_size, objective.window, generator) for _ in range(NUM_BATCHES)]
-
-    def update(step: int) -> None:
-        batch = batches[step % NUM_BATCHES]
-        for transform in transforms:
-            batch = transform(batch, generator)
-        learner.update(batch, step)
-
-    return update
+    return updates_of(cfg, objective, batches, device)
 
 
 def measure(agents: list[str], device: torch.device, *, rounds: int, updates: int) -> dict[str, list[Timing]]:

@@ -33,7 +33,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 from benchmarks.runs import command, save_table, today
 from benchmarks.td_jepa_yardstick import YardstickConfig, make_yardstick
 from worldmodels import build
-from worldmodels.core import Policy
+from worldmodels.core import Objective, Policy
 
 OBS_DIM, ACTION_DIM = 28, 5  # cube-single
 NUM_BATCHES = 8  # prepared batches, used in turn
@@ -141,21 +141,25 @@ def build_yardstick(cfg: DictConfig, device: torch.device) -> Update:
     return update
 
 
-def build_ours(cfg: DictConfig, device: torch.device) -> Update:
-    """The package's agent and learner, as built for users."""
-    objective = build.build_objective(cfg, RandomSource(device), device)
+def updates_of(cfg: DictConfig, objective: Objective, batches: list[TensorDict], device: torch.device) -> Update:
+    """Updates of ``objective`` by the package's learner on ``batches`` in turn, as users have them."""
     learner = build.build_learner(cfg, objective, device)
     transforms = build.build_transforms(cfg, objective)
-    batches = make_batches(cfg, device)
     generator = torch.Generator(device).manual_seed(0)
 
     def update(step: int) -> None:
-        batch = batches[step % NUM_BATCHES]
+        batch = batches[step % len(batches)]
         for transform in transforms:
             batch = transform(batch, generator)
         learner.update(batch, step)
 
     return update
+
+
+def build_ours(cfg: DictConfig, device: torch.device) -> Update:
+    """The package's agent and learner, as built for users."""
+    objective = build.build_objective(cfg, RandomSource(device), device)
+    return updates_of(cfg, objective, make_batches(cfg, device), device)
 
 
 def ours(label: str, engine: str, **changes: bool) -> Contender:

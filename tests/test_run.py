@@ -106,14 +106,14 @@ def test_two_processes_train_the_same_weights(maze_data, tmp_path):
         port = free.getsockname()[1]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-         "-m", "worldmodels.run", "agent=td_jepa", "env=ogbench", f"env.data_dir={maze_data}", "steps=50", "device=cpu",
+         "-m", "worldmodels.run", "agent=td_jepa", "env=ogbench", f"env.data_dir={maze_data}", "steps=10", "device=cpu",
          "batch_size=32", "eval.zero_shot.episodes=1", "eval.zero_shot.max_steps=10", f"run_dir={run_dir}"],
         capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["processes"] == 2
-    assert summary["steps"] == 50
+    assert summary["steps"] == 10
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
