@@ -91,9 +91,13 @@ class Block(nn.Module):
         rest = x if last is None else x[:, -last:]
         if self.is_pre_norm:
             x = rest + self.attention(self.norm_attention(x), is_valid, last)
-            return x + self.feed_forward(self.norm_feed_forward(x))
+            return x + self._feed(self.norm_feed_forward(x))
         x = self.norm_attention(rest + self.attention(x, is_valid, last))
-        return self.norm_feed_forward(x + self.feed_forward(x))
+        return self.norm_feed_forward(x + self._feed(x))
+
+    def _feed(self, x: Tensor) -> Tensor:
+        """The feed-forward net on rows: of 3D input Linear gives a view, and overwriting it makes the backward pass copy."""
+        return self.feed_forward(x.flatten(0, 1)).view_as(x)
 
 
 class Transformer(nn.Module):
