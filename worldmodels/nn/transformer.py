@@ -96,7 +96,7 @@ class Block(nn.Module):
         return self.norm_feed_forward(x + self._feed(x))
 
     def _feed(self, x: Tensor) -> Tensor:
-        """The feed-forward net on rows: of 3D input Linear gives a view, and overwriting it makes the backward pass copy."""
+        """The feed-forward net on rows: of 3D input Linear gives a view, and overwriting it costs a copy."""
         return self.feed_forward(x.flatten(0, 1)).view_as(x)
 
 
