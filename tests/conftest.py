@@ -42,8 +42,9 @@ def _seed() -> None:
 
 
 @pytest.fixture
-def whole_graph() -> Iterator[None]:
-    """For tests that compile: torch.compile cannot trace the annotation checks into a whole graph, so they pause."""
+def unchecked() -> Iterator[None]:
+    """For tests that compile or learn: torch.compile cannot trace the annotation checks, and thousands of updates with
+    them take an eighth longer. They pause."""
     was_disabled = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     yield

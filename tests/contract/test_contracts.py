@@ -152,7 +152,7 @@ def test_no_loss_reaches_beyond_its_part_of_a_batch(cfg):
         phase.loss(whole[: cfg.batch_size // cfg.accumulate])
 
 
-def test_phases_compile_whole(cfg, whole_graph):
+def test_phases_compile_whole(cfg, unchecked):
     plain, compiled = Bench(cfg), Bench(cfg)  # two, because a phase may move running statistics
     batch = plain.objective.prepare(plain.batch(0))
     compiled.objective.prepare(compiled.batch(0))
@@ -167,7 +167,7 @@ def test_phases_compile_whole(cfg, whole_graph):
             torch.testing.assert_close(found[name], value)
 
 
-def test_compiled_gradients_are_those_of_the_plain_loss(whole_graph):
+def test_compiled_gradients_are_those_of_the_plain_loss(unchecked):
     """Whole graphs of losses say nothing about what is compiled of their gradients; one system stands for all."""
     cfg = composed("agent=td_jepa")
     plain, compiled = Bench(cfg), Bench(cfg)

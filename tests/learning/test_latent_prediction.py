@@ -21,6 +21,8 @@ from worldmodels.schedules import WarmupCosine
 from worldmodels.targets import EMA
 from worldmodels.trainer import batch_seed
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 STEPS, BATCH_SIZE = 1200, 256
 
 

@@ -25,6 +25,8 @@ from worldmodels.learner import Learner
 from worldmodels.targets import EMA
 from worldmodels.trainer import batch_seed
 
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 TASK, STEPS, BATCH_SIZE, EPISODES, MARGIN, WIDTH = "task1", 400, 256, 20, 0.4, 64
 GAUSSIAN = partial(GaussianActor, width=WIDTH, depth=1)
 FLOW = partial(FlowActor, width=WIDTH, depth=1, field_width=WIDTH, field_depth=2)

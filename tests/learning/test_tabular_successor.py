@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -19,6 +20,8 @@ from worldmodels.nn.mlp import LatentMLP
 from worldmodels.predictors.successor import SuccessorPredictor
 from worldmodels.schedules import WarmupCosine
 from worldmodels.targets import EMA
+
+pytestmark = pytest.mark.usefixtures("unchecked")
 
 STATES, DISCOUNT, UPDATES, SLIP = 6, 0.8, 500, 0.25
 TOLERANCE = 0.02

@@ -114,7 +114,7 @@ def test_every_parameter_gets_a_gradient(name, scene):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
 
 
-def test_loss_compiles_whole(name, scene, whole_graph):
+def test_loss_compiles_whole(name, scene, unchecked):
     bev, boxes, box_class = scene
     head = tiny(name)
 

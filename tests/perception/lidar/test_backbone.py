@@ -155,7 +155,7 @@ def test_batches_without_voxels_leave_statistics_alone_and_gradients_zero():
 
 
 @pytest.mark.slow
-def test_compiles_whole_with_the_same_gradients(whole_graph):
+def test_compiles_whole_with_the_same_gradients(unchecked):
     plain, compiled, obs, keep = build(), build(), scans(400, 0, 250), torch.tensor([[5, 6, -1]] * 3)
 
     def loss(encoder, obs):
