@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from worldmodels.keys import REGISTERS, TOKENS
 
-_SHORT = 512  # tokens: from here on torch's own attention is faster on CPUs, too, and its memory does not grow
+_SHORT = 400  # tokens: from here on torch's own attention is faster on CPUs, too, and its memory does not grow
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
