@@ -14,6 +14,7 @@ from torch import nn
 
 from worldmodels import checkpoint
 from worldmodels.core import Evaluator, Objective, Source, StudiesData, Transform
+from worldmodels.environment import device_name
 from worldmodels.learner import Learner
 
 SOURCE_FILE = "source.json"  # in a run's folder: what the data say of themselves, such as a table's scales
@@ -34,11 +35,16 @@ def use_fast_matmul(device: torch.device) -> bool:
 
     On a GPU that is TF32, as the published code uses. On a CPU, PyTorch's "medium" precision hands fp32 products to
     oneDNN, which on some machines (AMD with AVX-512: 2.2x) is much faster than MKL at the same accuracy, and on others
-    rounds to bfloat16. So it is tried on a small product, and kept only when the error stays that of fp32.
+    rounds to bfloat16. So it is tried on a small product, and kept only when the error stays that of fp32. On Intel's
+    own processors MKL stays: there an update of TD-JEPA took 1.2 times as long with oneDNN. Speed is not tried: by
+    chance a resumed run could choose otherwise, and end in other bits.
     """
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         return True
+    if "Intel" in device_name(device):
+        torch.set_float32_matmul_precision("highest")
+        return False
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
     exact = a.double() @ b.double()
