@@ -79,7 +79,7 @@ def test_kill_9_and_resume_end_in_the_same_weights(finished, tmp_path):
         time.sleep(0.01)
     time.sleep(random.SystemRandom().uniform(0, 0.5))  # a random step, a random moment within it
     process.kill()
-    process.wait()
+    process.communicate()
     done = launch(*command, "resume=true")
     assert done.returncode == 0, done.stderr
     assert_same_weights(weights(run_dir, 40), weights(finished, 40))
