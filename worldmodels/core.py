@@ -57,6 +57,21 @@ class Transform(Protocol):
         ...
 
 
+class Views(Transform, Protocol):
+    """A transform that makes several views of a sample, each a row; built as ``Views(spec, **choices)``.
+
+    What it returns has "observation", "transformation" (how each view was made) and "action" (what leads from a view to
+    the next; zero for the last), leaves [B, num, ...], and whatever else the rows of the sample had.
+    """
+
+    spec: Composite
+    """One view, without a batch dimension."""
+    window: int
+    """Rows of experience a sample needs."""
+    num: int
+    """Views of a sample."""
+
+
 class Encoder(nn.Module, ABC):
     """Perception: turns an observation into tokens. Built as ``Encoder(spec, **choices)``."""
 

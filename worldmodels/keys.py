@@ -23,7 +23,7 @@ NUM_VOXELS = "num_voxels"  # int64 [...]
 NUM_DROPPED = "num_dropped"  # int64 [...], voxels beyond the cap
 NUM_BROKEN = "num_broken"  # int64 [...], points left out because an entry is no finite number
 MOMENTS = "moments"  # float64 [..., P, 3, d, d], E[x x^T], E[y x^T], E[y y^T] of two views, P data sets
-ACTION = "action"  # float32 [..., A], within [-1, 1]
+ACTION = "action"  # float32 [..., A], within [-1, 1]; of views: what leads from this one to the next, in its own units
 REWARD = "reward"  # float32 [...]
 TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a trajectory's end)
 
@@ -36,6 +36,10 @@ BOXES = (
 )
 BOX_CLASS = "box_class"  # int64 [..., M], index into the source's class names; -1 is padding
 FRAME = "frame"  # int64 [...], which frame of the source this is
+
+TRANSFORMATION = (
+    "transformation"  # float32 [..., P], how a view was made: crop, colours, pose ...; units are told by what made it
+)
 
 FUTURE = "future"  # nested TensorDict: a later row of the same trajectory, added by envs.relabel
 INTENT = "intent"  # the same, drawn independently: where behaviour is thought to lead (ICVF)
