@@ -97,8 +97,10 @@ class AugmentedViews:
         self.num, self.size, self.kernel = check_num(num_views), (int(height), int(width)), kernel or Bicubic()
         self.scale, self.ratio = _range(crop_scale, "crop_scale", most=1), _range(crop_ratio, "crop_ratio")
         if len(jitter) != 4 or min(jitter) < 0 or max(jitter[:3]) > 1 or jitter[3] > 0.5:
-            raise ValueError(f"views.jitter={list(jitter)}: changes of brightness, contrast, saturation (each at most 1)"
-                             " and hue (at most 0.5)")
+            raise ValueError(
+                f"views.jitter={list(jitter)}: changes of brightness, contrast, saturation (each at most 1)"
+                " and hue (at most 0.5)"
+            )
         self.jitter, self.sigma = tuple(map(float, jitter)), _range(sigma, "sigma")
         usual = _chances(chances or {}, "chances")
         last = usual | _chances(target or {}, "target") if num_views > 1 else usual

@@ -87,7 +87,7 @@ def _where(is_chosen: Tensor, pictures: Tensor, change: Callable[..., Tensor], *
 
 
 def _blend(pictures: Tensor, *, keep: Tensor, is_own: Tensor, is_mean: Tensor) -> Tensor:
-    """keep * picture + (1 - keep) * (its grey, the mean of its grey, or black), cut to 0..255; flags [N]."""
+    """Keep * picture + (1 - keep) * (its grey, the mean of its grey, or black), cut to 0..255; flags [N]."""
     other, light = 1 - keep, grey(pictures)
     constant = light.mean((1, 2, 3)) * other * is_mean
     light = light.mul_(_each(other * is_own)).add_(_each(constant))

@@ -117,5 +117,3 @@ def saliency(pictures: Tensor, *, blur_share: float = 1 / 24, center_share: floa
     ]
     chance = (energy + 1e-3) * near[0][:, None] * near[1]  # bytes squared: far below any visible contrast
     return chance / chance.sum((1, 2), keepdim=True)
-
-
