@@ -20,6 +20,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from benchmarks.runs import command, save_table, today, version_list
@@ -81,7 +82,8 @@ def measure(views: AugmentedViews, batch: Any, *, share: int, rounds: int) -> di
     how = views.draw(share, generator)
     torch.manual_seed(0)
     encoder = ResNet18(views.spec, has_small_stem=True)
-    shown = made[OBSERVATION][:share].flatten(0, 1)  # [share V]
+    pixels = made[OBSERVATION, PIXELS][:share].flatten(0, 1)
+    shown = TensorDict({PIXELS: pixels}, [len(pixels)])  # [share V]
     contenders: dict[str, tuple[Callable[[], object], int]] = {
         "ours": (lambda: views(batch, generator), len(batch) * views.num),
         "pillow": (lambda: pillow_views(few[OBSERVATION, PIXELS][:, 0], how, views.size[0]), share * views.num),
