@@ -249,3 +249,16 @@ def validity(index: Tensor) -> Tensor | None:
     if index.device.type != "cpu" or torch.compiler.is_compiling():
         return is_valid
     return None if bool(is_valid.all()) else is_valid
+
+
+def union(targets: Tensor, num: int) -> Tensor:
+    """Every token of ``targets`` [B, M, K'] once, [B, T], rows padded to the longest; on a GPU to min(M K', num).
+
+    Args:
+        targets: int64, indices below ``num``, -1 for padding; num: of tokens.
+    """
+    is_asked = torch.zeros((len(targets), num + 1), device=targets.device)
+    is_asked = is_asked.scatter_(1, targets.flatten(1).remainder(num + 1), 1.0)[:, :num]  # padding marked one too many
+    most = int(is_asked.sum(1).max()) if is_cut(targets.device) else min(targets[0].numel(), num)
+    found, index = is_asked.topk(most, 1)
+    return torch.where(found > 0, index, -1)
