@@ -67,12 +67,15 @@ class AggregationHead(nn.Module):
     """A few blocks of class attention and a LayerNorm.
 
     Args:
-        dim: width D; depth: blocks; num_heads, hidden, epsilon: see ``ClassAttention``.
+        dim: width D; depth: blocks; num_heads, epsilon: see ``ClassAttention``.
+        mlp_ratio: width of the feed-forward nets over D.
     """
 
-    def __init__(self, dim: int, *, depth: int, num_heads: int, hidden: int, epsilon: float = 1e-6) -> None:
+    def __init__(
+        self, dim: int, *, depth: int, num_heads: int, mlp_ratio: int | float = 4, epsilon: float = 1e-6
+    ) -> None:
         super().__init__()
-        options = {"num_heads": num_heads, "hidden": hidden, "epsilon": epsilon}
+        options = {"num_heads": num_heads, "hidden": round(mlp_ratio * dim), "epsilon": epsilon}
         self.blocks = nn.ModuleList(ClassAttention(dim, **options) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, epsilon)
         self.apply(init_truncated)
