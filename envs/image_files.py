@@ -156,11 +156,12 @@ def open_tree(path: str | os.PathLike[str]) -> Tree:
 def common_top(names: list[str]) -> tuple[str, list[str]]:
     """The folder that only wraps all others ("" if there is none), and the names below it.
 
-    A folder with files of its own wraps nothing: it may be a class.
+    A folder with pictures of its own wraps nothing: it may be a class.
     """
     tops = {name.split("/", 1)[0] for name in names}
     inner = [name.split("/", 1)[-1] for name in names]
-    if len(tops) != 1 or not all("/" in name for name in inner) or (top := tops.pop()) in PART_NAMES:
+    is_owner = any("/" not in name and is_picture(name) for name in inner)
+    if len(tops) != 1 or is_owner or names == inner or (top := tops.pop()) in PART_NAMES:
         return "", names
     further, rest = common_top(inner)
     return f"{top}/{further}".rstrip("/"), rest
@@ -235,7 +236,7 @@ def fit(image: Image.Image, size: int | None, *, is_enlarged: bool = True) -> np
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def middle(width: int, height: int) -> tuple[float, float, float, float]:
+def middle(width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the largest square in the middle."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2

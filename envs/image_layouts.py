@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -39,6 +39,7 @@ class Pictures:
     notes: tuple[str, ...] = field(default=())
 
 
+@runtime_checkable
 class Layout(Protocol):
     """One way of laying out a data set."""
 

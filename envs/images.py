@@ -169,13 +169,13 @@ class Images(Pictures):
             raise ValueError(f"env.size={size}: at least one pixel, or null")
         if min(val_share, test_share) <= 0 or val_share + test_share >= 1:
             raise ValueError(f"val_share={val_share}, test_share={test_share}: each above 0, and a rest for training")
-        shares = {"val_share": val_share, "test_share": test_share, "seed": split_seed}
+        shares = {"val_share": float(val_share), "test_share": float(test_share), "seed": split_seed}
         self._tree: Tree | None = None
         self._reading: Mapping[str, Any] = {"size": size, "is_enlarged": is_enlarged, "workers": workers}
         self._ignored = ignored_label
         if path is not None:
             self._tree = open_tree(path)
-            data = decoded(self._tree, max_bad_share=max_bad_share, cache_dir=cache_dir, **self._reading)
+            data = decoded(self._tree, max_bad_share=float(max_bad_share), cache_dir=cache_dir, **self._reading)
         elif dataset is None:
             raise ValueError(f"pictures come from env.dataset ({', '.join(NAMED)}) or from env.path; both are null")
         else:
@@ -290,10 +290,11 @@ def _drawn(
     alone = groups == UNKNOWN
     groups = np.where(alone, groups.max(initial=0) + 1 + np.arange(len(index)), groups)
     units, first, owner = np.unique(groups, return_index=True, return_inverse=True)
-    chosen = np.zeros(len(units), bool)
     shuffled = random.permutation(len(units))
-    for label in np.unique(labels):
-        of_class = shuffled[labels[first[shuffled]] == label]
-        chosen[of_class[: round(share * len(of_class))]] = True
+    by_class = shuffled[np.argsort(labels[first[shuffled]], kind="stable")]
+    # Every so many along this line: as even over the classes as whole numbers allow, and right in sum.
+    count = np.floor(share * np.arange(len(units) + 1) + 1e-9)
+    chosen = np.zeros(len(units), bool)
+    chosen[by_class] = np.diff(count) > 0
     is_drawn = chosen[owner]
     return index[is_drawn], index[~is_drawn]

@@ -251,6 +251,7 @@ def with_views(batch: TensorDict, pixels: Tensor, transformation: Tensor, action
     """The batch with views [B, V, ...] in the place of its single row; all else is repeated for every view."""
     num = pixels.shape[1]
     rows = batch.apply(lambda leaf: leaf.expand(-1, num, *leaf.shape[2:]))
+    assert rows is not None  # it is where all leaves are left out
     obs = rows[OBSERVATION].copy().set(PIXELS, pixels)
     return rows.update({OBSERVATION: obs, TRANSFORMATION: transformation, ACTION: action})
 

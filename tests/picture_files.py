@@ -64,15 +64,15 @@ def write_cifar100(folder: Path, *, num: int = 200) -> None:
 
 
 def write_stl10(folder: Path) -> np.ndarray:
-    """10 training, 10 test and 5 unlabelled pictures; returns the training ones uint8 [10, 3, 96, 96]."""
+    """20 training, 10 test and 5 unlabelled pictures; returns the training ones uint8 [20, 3, 96, 96]."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     found = {}
-    for name, num in (("train", 10), ("test", 10), ("unlabeled", 5)):
+    for name, num in (("train", 20), ("test", 10), ("unlabeled", 5)):
         found[name] = random.integers(0, 256, (num, 3, 96, 96), np.uint8)
         (folder / f"{name}_X.bin").write_bytes(found[name].swapaxes(2, 3).tobytes())
         if name != "unlabeled":
-            (folder / f"{name}_y.bin").write_bytes(bytes(range(1, 11)))
+            (folder / f"{name}_y.bin").write_bytes(bytes(range(1, 11)) * (num // 10))
     (folder / "class_names.txt").write_text("\n".join(f"kind{i}" for i in range(10)))
     return found["train"]
 
@@ -88,6 +88,7 @@ def write_tiny_imagenet(folder: Path) -> None:
         write_picture(folder / "val" / "images" / f"val_{index}.JPEG", random_picture(100 + index))
         lines.append(f"val_{index}.JPEG\t{wnid}\t0\t0\t1\t1")
     (folder / "val" / "val_annotations.txt").write_text("\n".join(lines))
+    (folder / "wnids.txt").write_text("n02\nn01\n")
     write_picture(folder / "test" / "images" / "test_0.JPEG", random_picture(200))
 
 

@@ -61,7 +61,7 @@ def test_digits_are_grey_and_of_the_asked_size():
 
 def test_the_settings_of_the_group_make_a_source():
     with initialize_config_module("conf", version_base="1.3"):
-        cfg = compose("config", ["env=images", "env.dataset=digits", "env.size=8", "agent=td_jepa"])
+        cfg = compose("config", ["env=images", "env.dataset=digits", "env.size=8", "objective=t_jepa"])
     source = instantiate(cfg.env.source, device="cpu")
     assert source.spec.expand(4, 1).is_in(source.sample(4, 1, Generator()))
     assert source.describe()["rows"] == {"train": 1439, "unlabeled": 0, "val": 179, "test": 179}
