@@ -62,3 +62,21 @@ def parts(num: int = 4, *, dim: int = 8) -> dict:
         "encoder": functools.partial(PooledPixels, dim=dim),
         "views": functools.partial(GivenViews, num=num),
     }
+
+
+def moving_spots(num: int, views: int, generator: Generator, *, side: int = 16) -> TensorDict:
+    """A spot somewhere in each of [num, views] pictures; the action is where it moves to, in sides of the picture.
+
+    It is brighter than the rest, or in three of ten views darker: the mean picture of a place is faint, so a linear map
+    of pixels hardly tells where the spot is.
+    """
+    where = 2 + (side - 5) * torch.rand(num, views, 2, generator=generator)
+    near = torch.exp(-(torch.arange(side) - where[..., None]).square() / 4)  # [num, views, 2, side]
+    spot = near[..., 0, :, None] * near[..., 1, None, :]
+    sign = torch.where(torch.rand(num, views, 1, 1, generator=generator) < 0.3, -1.0, 1.0)
+    noise = 20 * torch.randn(spot.shape, generator=generator)
+    pixels = (127.5 + 110 * sign * spot + noise).clamp(0, 255).to(torch.uint8)
+    action = torch.zeros(num, views, 2)
+    action[:, :-1] = where.diff(dim=1) / side
+    obs = TensorDict({"pixels": pixels[:, :, None].repeat(1, 1, 3, 1, 1)}, batch_size=[num, views])
+    return TensorDict({"observation": obs, "action": action}, batch_size=[num])

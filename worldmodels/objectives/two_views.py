@@ -50,7 +50,7 @@ class ViewObjective(Objective):
         self.views = views(spec)
         if self.views.num < least:
             raise ValueError(
-                f"views.num={self.views.num}: {type(self).__name__} needs at least {least} views of a sample"
+                f"views.num_views={self.views.num}: {type(self).__name__} needs at least {least} views of a sample"
             )
         self.window = self.views.window
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(self.views.spec)

@@ -7,7 +7,8 @@ import torch
 from tensordict import TensorDict
 from torch.nn import functional as F
 
-from tests.hand_made_views import ACTION_DIM, batch_of, parts, spec_of
+from perception.pixels import PixelEncoder
+from tests.hand_made_views import ACTION_DIM, GivenViews, batch_of, moving_spots, parts, spec_of
 from worldmodels.core import Embeds
 from worldmodels.objectives.seq_jepa import SeqJEPA
 from worldmodels.predictors.sequence import Aggregator, SequencePredictor
@@ -247,7 +248,7 @@ def test_target_keeps_batch_norm_statistics_of_its_own():
 
 
 def test_wrong_views_are_named():
-    with pytest.raises(ValueError, match=r"views\.num=1: SeqJEPA needs at least 2 views"):
+    with pytest.raises(ValueError, match=r"views\.num_views=1: SeqJEPA needs at least 2 views"):
         make(1)
     with pytest.raises(ValueError, match="no action lies between views"):
         make(2, has_last_action=False)
@@ -267,3 +268,55 @@ def test_published_sizes():
     assert count(net.head) == pytest.approx(1.31e6, rel=5e-3)
     assert count(net.action_net) == 128 * 4
     assert net.dim == 640
+
+
+# --- does it learn? -----------------------------------------------------------------------------------------------
+def linear_r2(objective: SeqJEPA) -> float:
+    """Held-out R2, mean of both directions, of a linear map from the latents of two views to the action between."""
+    views = moving_spots(3000, 2, torch.Generator().manual_seed(99))
+    latents = [objective.eval().embed(views["observation"][:, t])["view"] for t in (0, 1)]
+    x = torch.cat([*latents, torch.ones(3000, 1)], 1).double()
+    y = views["action"][:, 0].double()
+    weight = torch.linalg.lstsq(x[:2000], y[:2000], driver="gelsd").solution
+    error, rest = y[2000:] - x[2000:] @ weight, y[2000:] - y[2000:].mean(0)
+    return (1 - error.square().sum(0) / rest.square().sum(0)).mean().item()
+
+
+def learned(steps: int, **choices) -> SeqJEPA:
+    torch.manual_seed(0)
+    predictor = functools.partial(
+        SequencePredictor,
+        aggregator=functools.partial(Aggregator, depth=1, num_heads=2, hidden_ratio=2),
+        action_width=16,
+        hidden=64,
+        **choices,
+    )
+    objective = SeqJEPA(
+        spec_of(16, 2),
+        encoder=functools.partial(PixelEncoder, dim=32, channels=8),
+        views=functools.partial(GivenViews, num=3),
+        predictor=predictor,
+        target=functools.partial(EMA, tau=0.1, has_own_statistics=True),
+        has_latent_norm=True,
+    )
+    trained = [p for group in objective.phases()[0].params.values() for p in group]
+    optimizer, generator = torch.optim.Adam(trained, lr=5e-3), torch.Generator().manual_seed(0)
+    for step in range(steps):
+        objective.loss(moving_spots(64, 3, generator))["loss", "prediction"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for target in (objective.target, objective.target_norm):
+            target.update(step)
+    return objective
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_learns_where_things_are_because_actions_move_them():
+    """Only the place of the spot lets an action be followed; its sign, drawn for each view, cannot be predicted.
+
+    Measured: untrained 0.18, after 100 updates 0.88, and 0.35 without actions, where no view tells anything of another.
+    The threshold stands between what training reaches with and without actions.
+    """
+    assert linear_r2(learned(0)) < 0.3
+    assert linear_r2(learned(100)) > 0.6
+    assert linear_r2(learned(100, has_actions_between=False, has_last_action=False)) < 0.5

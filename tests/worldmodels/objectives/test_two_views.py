@@ -207,7 +207,7 @@ def test_what_is_predicted_while_training_is_what_is_foreseen():
 
 
 def test_bad_choices_are_named():
-    with pytest.raises(ValueError, match=r"views\.num=1: SimCLR needs at least 2 views"):
+    with pytest.raises(ValueError, match=r"views\.num_views=1: SimCLR needs at least 2 views"):
         make(SimCLR, num=1)
     with pytest.raises(ValueError, match="halves the latent"):
         SIE(spec_of(), **{**parts(2), "encoder": functools.partial(PooledPixels, dim=7)}, **PROJECTOR)
