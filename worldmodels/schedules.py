@@ -53,7 +53,7 @@ class Linear:
 
 
 class Cosine:
-    """From ``start`` to ``end`` over ``total`` steps along half a cosine (the momentum of BYOL and seq-JEPA targets)."""
+    """From ``start`` to ``end`` over ``total`` steps along half a cosine (the momentum of BYOL's targets)."""
 
     def __init__(self, start: float, end: float, total: int) -> None:
         self.start, self.end, self.total = start, end, total

@@ -56,7 +56,7 @@ class SeqJEPA(ViewObjective):
         self.predictor = predictor(dim, self.action_dim)
         if self.views.num == 2 and self.predictor.has_actions_between and not self.predictor.has_last_action:
             raise ValueError(
-                "views.num_views=2 shows one view, so no action lies between views and none would be used: take more views, "
+                "views.num_views=2 shows one view, so no action lies between views and none would be used: take more, "
                 "or set has_last_action=true or has_actions_between=false of objective.predictor"
             )
         self.target, self.target_norm = target(self.encoder), target(self.norm)
