@@ -13,12 +13,18 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 from tests.kitti_folder import write_kitti
+from tests.objects_folder import SIZE, write_objects
 from tests.once_folder import write_once
 from tests.waymo_folder import write_waymo
 from worldmodels import build, checkpoint
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-WRITERS = {"kitti": write_kitti, "once": write_once, "waymo": write_waymo}  # of data that must be downloaded
+WRITERS = {  # of data that must be downloaded, or drawn
+    "kitti": write_kitti,
+    "once": write_once,
+    "waymo": write_waymo,
+    "rendered_objects": write_objects,
+}
 SYSTEMS = [f"{group}/{path.stem}" for group in ("agent", "objective") for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -34,7 +40,7 @@ def composed(*overrides: str, batch_size: int = 16) -> DictConfig:
         if cfg.env.source._target_ == "envs.lidar_scenes.LidarScenes":
             cfg = compose("config", overrides=[*overrides, "env=kitti", f"env.data_dir={hand_made('kitti')}"])
         if (name := cfg.env.source._target_.split(".")[1]) in WRITERS and cfg.env.data_dir is None:
-            cfg = compose("config", overrides=[*overrides, f"env.data_dir={hand_made(name)}"])
+            cfg = compose("config", overrides=[*overrides, *hand_made_overrides(name)])
     cfg.batch_size = min(cfg.batch_size, batch_size)
     if OmegaConf.select(cfg, "agent.start") is not None and cfg.agent.start.run_dir is None:
         cfg.agent.start.run_dir = finished_run(torch.get_default_dtype())
@@ -64,6 +70,15 @@ def _folder(name: str) -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory(prefix=f"worldmodels-{name}-")
     WRITERS[name](Path(folder.name))
     return folder
+
+
+def hand_made_overrides(name: str) -> list[str]:
+    """What makes env=``name`` read its hand-made data."""
+    folder = hand_made(name)
+    if name == "rendered_objects":  # split by view: four objects are too few to leave some out
+        tree = [f"env.path={folder}/tree", "env.label_by=object", f"env.size={SIZE}", "env.workers=1"]
+        return [*tree, f"env.data_dir={folder}/decoded"]
+    return [f"env.data_dir={folder}"]
 
 
 def hand_made(name: str) -> str:

@@ -52,6 +52,18 @@ class Linear:
         return self.start + (self.end - self.start) * min(1.0, step / max(1, self.total))
 
 
+class Cosine:
+    """From ``start`` to ``end`` over ``total`` steps along half a cosine (the momentum of BYOL's targets)."""
+
+    def __init__(self, start: float, end: float, total: int) -> None:
+        self.start, self.end, self.total = start, end, total
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        progress = min(1.0, step / max(1, self.total))
+        return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 class OneCycle:
     """Half a cosine from ``start`` to ``peak`` over the first ``warmup`` share of ``total`` steps, another to ``end``.
 

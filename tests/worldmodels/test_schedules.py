@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from worldmodels.schedules import Constant, Linear, OneCycle, WarmupCosine
+from worldmodels.schedules import Constant, Cosine, Linear, OneCycle, WarmupCosine
 
 
 def test_constant():
@@ -19,6 +19,13 @@ def test_linear_goes_from_start_to_end_and_stays():
     schedule = Linear(0.996, 1.0, 1000)
     assert [schedule(step) for step in (0, 250, 500, 1000, 5000)] == pytest.approx([0.996, 0.997, 0.998, 1.0, 1.0])
     assert Linear(1.0, 0.0, 0)(1) == 0.0
+
+
+def test_cosine_is_the_momentum_of_seq_jepa_targets():
+    schedule = Cosine(0.004, 0.0, 100)  # 1 - tau_e = 0.004 (cos(pi e / E) + 1) / 2
+    assert [schedule(step) for step in (0, 25, 50, 100, 500)] == pytest.approx(
+        [0.004, 0.002 * (1 + math.cos(math.pi / 4)), 0.002, 0.0, 0.0]
+    )
 
 
 def test_warmup_is_linear_and_the_cosine_ends_where_it_should():
