@@ -136,7 +136,7 @@ def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 def label_patches(
     pixels: Tensor, labels: Tensor, grid: tuple[int, int], num_classes: int, ignored: int | None
 ) -> Crops:
-    """Label the patches of pictures [N, 3, S, S] by the labels [N, S, S] of their pixels: classes 0 to C - 1, or void."""
+    """Label the patches of pictures [N, 3, S, S] by their pixels' labels [N, S, S]: classes 0 to C - 1, or void."""
     height, width = labels.shape[1] // grid[0], labels.shape[2] // grid[1]
     cells = labels.unflatten(2, (grid[1], width)).unflatten(1, (grid[0], height))  # [N, H, P, W, P]
     shares = [(cells == c).float().mean((2, 4)).flatten(1) * (c != ignored) for c in range(num_classes)]

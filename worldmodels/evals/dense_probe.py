@@ -116,9 +116,7 @@ class DenseProbe:
             return
         for index, name in enumerate(("train", "val", "test")):
             dense, seed = self.source.dense(name), self.seed + index
-            self._crops[name] = cut_crops(
-                dense, size=size, grid=grid, crop=self.crop, num=self.num_crops, seed=seed
-            )
+            self._crops[name] = cut_crops(dense, size=size, grid=grid, crop=self.crop, num=self.num_crops, seed=seed)
             self.num_classes = dense.num_classes
         raw = {name: raw_patches(crops.obs["pixels"], grid) for name, crops in self._crops.items()}
         found = {"raw": self.judge(raw), "position": self._scores(self._by_position())}

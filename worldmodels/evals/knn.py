@@ -91,9 +91,7 @@ class NearestNeighbours:
         return found | {"val_accuracy": classification_metrics(val, targets[1], num_classes)["accuracy"]}
 
 
-def votes(
-    features: Tensor, target: Tensor, queries: Tensor, *, k: int, temperature: float, num_classes: int
-) -> Tensor:
+def votes(features: Tensor, target: Tensor, queries: Tensor, *, k: int, temperature: float, num_classes: int) -> Tensor:
     """Votes [M, C] of the k rows of ``features`` [N, D] nearest to each of ``queries`` [M, D] by cosine.
 
     Args:
@@ -105,5 +103,7 @@ def votes(
     for rows in queries.split(max(1, MOST_PRODUCTS // len(bank))):
         nearest = (rows @ bank.T).topk(k)  # [m, k]
         weight = ((nearest.values - 1) / temperature).exp()
-        found.append(torch.zeros(len(rows), num_classes, device=rows.device).scatter_add_(1, target[nearest.indices], weight))
+        found.append(
+            torch.zeros(len(rows), num_classes, device=rows.device).scatter_add_(1, target[nearest.indices], weight)
+        )
     return torch.cat(found)

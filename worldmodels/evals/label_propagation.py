@@ -114,7 +114,7 @@ class LabelPropagation:
         return pack(metrics | self._controls[size, grid])
 
     def propagate(self, features: Tensor, first: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Shares of classes [clips, T, N, C], from features [clips, T, N, D] and the first frame's shares [clips, N, C]."""
+        """Shares of classes [clips, T, N, C], from features [clips, T, N, D] and the first frame's [clips, N, C]."""
         unit = F.normalize(features, dim=-1)
         is_near = near(grid, self.radius, features.device)  # [N, N]
         found = [first]
@@ -163,7 +163,7 @@ def near(grid: tuple[int, int], radius: int | None, device: torch.device) -> Ten
 def pixel_confusion(
     shares: Tensor, target: Tensor, grid: tuple[int, int], size: tuple[int, int], ignored: int | None
 ) -> Tensor:
-    """Confusion [C, C] of pixels: shares of classes [N, H W, C] enlarged, against labels [N, *size] that are no void."""
+    """Confusion [C, C] of pixels that are no void: shares of classes [N, H W, C], enlarged, and labels [N, *size]."""
     num_classes = shares.shape[-1]
     counts = torch.zeros(num_classes, num_classes, dtype=torch.float64, device=shares.device)
     for part, labels in zip(shares.split(32), target.split(32), strict=True):

@@ -9,7 +9,9 @@ from worldmodels.evals.pictures import new_figure, png
 _COLORS = ("#1f4e9c", "#d98e04", "#1a9850", "#9aa3ae", "#d73027", "#7b3294")
 
 
-def lines_picture(at: Sequence[float], rows: Mapping[str, Sequence[float]], *, title: str, x: str, y: str) -> bytes:
+def lines_picture(
+    at: Sequence[int | float], rows: Mapping[str, Sequence[float]], *, title: str, x: str, y: str
+) -> bytes:
     """Draw one curve a row.
 
     Args:

@@ -60,7 +60,8 @@ class PatchPictures:
             raise ValueError(f"{name} draws pictures; {type(source).__name__} has none. Use env=images")
         if not 1 <= num <= num_pool or not 1 <= num_neighbours < num_pool:
             raise ValueError(
-                f"{name}: num={num} and num_neighbours={num_neighbours} must be at least 1 and fit in num_pool={num_pool}"
+                f"{name}: num={num} and num_neighbours={num_neighbours} must be at least 1 and fit in "
+                f"num_pool={num_pool}"
             )
         self.source = source.split("test") if hasattr(source, "split") else source
         self.every, self.name, self.entry, self.chunk, self.seed = every, name, entry, chunk, seed

@@ -1,10 +1,10 @@
-"""Path integration: does an aggregate of views and actions know where the last action leads, seen from the first view?"""
+"""Path integration: does an aggregate of views and actions know where the next action leads, as seen from view 1?"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class PathIntegration:
         every: steps between two looks; 0 looks at the end only.
         views: factory of the sequences, ``views(spec, num=...)``.
         regressor: see ``evals.regression``.
-        max_views: greatest M.
+        num_views: lengths M, each of which costs 3 M encoded pictures a sequence.
         num_train, num_test: sequences to fit on, and to choose and to judge on.
         batch_size: sequences at a time.
         seed: of the sequences.
@@ -54,18 +54,19 @@ class PathIntegration:
         every: int,
         views: Callable[..., Views] | None,
         regressor: Regressor,
-        max_views: int = 8,
-        num_train: int = 2000,
-        num_test: int = 1000,
+        num_views: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
+        num_train: int = 1000,
+        num_test: int = 500,
         batch_size: int = 64,
         seed: int = 0,
         name: str = "path_integration",
     ) -> None:
-        if max_views < 1:
-            raise ValueError(f"{name}: max_views={max_views} must be at least 1")
+        if not num_views or min(num_views) < 1:
+            raise ValueError(f"{name}: num_views={list(num_views)} must be lengths of at least 1")
+        self.num_views = sorted(set(num_views))
         sizes = {"num_train": num_train, "num_test": num_test, "batch_size": batch_size}
-        self.sequences = ViewSequences(source, views, num=max_views + 1, seed=seed, name=name, **sizes)
-        self.every, self.name, self.regressor, self.max_views = every, name, regressor, max_views
+        self.sequences = ViewSequences(source, views, num=self.num_views[-1] + 1, seed=seed, name=name, **sizes)
+        self.every, self.name, self.regressor = every, name, regressor
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Aggregate the sequences at every length and regress."""
@@ -77,27 +78,30 @@ class PathIntegration:
         device, found = device_of(objective), {}
         with judging(objective):
             rows = [self.sequences.read(part, device, lambda b: self.represent(objective, b)) for part in PARTS]
-            for num in range(1, self.max_views + 1):
+            for num in self.num_views:
                 targets = [row[f"target_{num}"] for row in rows]
                 for name in ROWS:
                     features = [row[f"{name}_{num}"] for row in rows]
+                    if not features[0].shape[1]:  # a method that embeds no actions
+                        continue
                     predict = self.regressor(features[:2], targets[:2])
                     found[f"{name}/views_{num}"] = r2_metrics(predict(features[2]), targets[2])
         metrics = {key: scores["r2"] for key, scores in found.items()}
-        lengths = list(range(1, self.max_views + 1))
-        curves = {name: [metrics[f"{name}/views_{num}"] for num in lengths] for name in ROWS}
+        curves = {row: [metrics.get(f"{row}/views_{num}", math.nan) for num in self.num_views] for row in ROWS}
         finite = {k: {n: v for n, v in scores.items() if not math.isnan(v)} for k, scores in found.items()}
         title = f"path integration, step {step}" + ("" if step else " (untrained)")
         files = {
             "path_integration.json": json.dumps(finite, indent=1).encode(),
-            "path_integration.png": lines_picture(lengths, curves, title=title, x="views M", y="R2 of view 1 to M + 1"),
+            "path_integration.png": lines_picture(
+                self.num_views, curves, title=title, x="views M", y="R2 of view 1 to M + 1"
+            ),
         }
         return pack(metrics, files=files)
 
     def represent(self, objective: Any, batch: TensorDict) -> dict[str, Tensor]:
         """Features of every row and the target, at every length, of a batch of sequences."""
         found = {}
-        for num in range(1, self.max_views + 1):
+        for num in self.num_views:
             views, action = first_views(batch, num), objective.embed_action(batch[ACTION][:, num - 1]).float()
             rows = {
                 "aggregate": objective.aggregate(views),

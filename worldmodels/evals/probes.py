@@ -81,7 +81,7 @@ class LinearProbe:
 
 
 def some_rows(part: Any, num: int | None, seed: int) -> tuple[TensorDict, Tensor]:
-    """Observations and target of a labelled part: all of its rows or, if there are more, ``num`` that ``seed`` chose."""
+    """Observations and target of a labelled part: all rows or, if there are more, ``num`` that ``seed`` chose."""
     if num is None or len(part.target) <= num:
         return part.obs, part.target
     index = torch.randperm(len(part.target), generator=Generator().manual_seed(seed))[:num].to(part.target.device)

@@ -1,4 +1,4 @@
-"""How well vectors can be read off features: a closed-form and a trained regressor, and the coefficient of determination.
+"""How well vectors can be read off features: a regressor in closed form, a trained one, and the score R2.
 
 A regressor is called with features and targets of a training and a validation part and returns what maps features
 [M, D] to targets [M, K].
@@ -6,6 +6,7 @@ A regressor is called with features and targets of a training and a validation p
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -34,7 +35,7 @@ class RidgeRegressor:
 
 
 class MLPRegressor:
-    """ReLU network trained by Adam on the squared error for a fixed number of steps; the best on validation rows is kept.
+    """ReLU network trained by Adam on the squared error, for so many steps; the best on validation rows is kept.
 
     Inputs and outputs are standardised by the training part. Initialised and shuffled from a generator of its own, so
     that equal features give equal results.
@@ -105,7 +106,7 @@ class MLPRegressor:
     def start(self, num_inputs: int, num_outputs: int, generator: Generator) -> list[Tensor]:
         """Weights [in, out] and biases [out] in turn, uniform within 1 / sqrt(in) as PyTorch's linear layers."""
         sizes, weights = [num_inputs, *[self.width] * self.depth, num_outputs], []
-        for wide, narrow in zip(sizes, sizes[1:], strict=False):
+        for wide, narrow in itertools.pairwise(sizes):
             for shape in ((wide, narrow), (narrow,)):
                 bound = 1 / math.sqrt(wide)
                 weight = torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
@@ -122,7 +123,7 @@ def network(rows: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 
 def r2_scores(predicted: Tensor, target: Tensor) -> Tensor:
-    """Coefficient of determination of each output [K]; NaN where the target [N, K] does not vary, and none is defined."""
+    """Coefficient of determination of each output [K]; NaN where the target [N, K] does not vary, so none exists."""
     predicted, target = predicted.double(), target.double()
     residual = (target - predicted).square().sum(0)
     total = (target - target.mean(0)).square().sum(0)
@@ -131,6 +132,6 @@ def r2_scores(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def r2_metrics(predicted: Tensor, target: Tensor) -> dict[str, float]:
-    """ "r2", the mean over outputs that vary, and "r2_0", "r2_1", ... of each of these."""
+    """Mean R2 over outputs that vary, "r2", and that of each of these, "r2_0", "r2_1", and so on."""
     found = {f"r2_{i}": score for i, score in enumerate(r2_scores(predicted, target).tolist()) if not math.isnan(score)}
     return {"r2": sum(found.values()) / len(found) if found else math.nan} | found

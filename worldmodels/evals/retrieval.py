@@ -59,7 +59,8 @@ class Retrieval:
     Raises:
         ValueError: if the source has no splits, no number of candidates, or too few of them.
 
-    Source: SIE (Garrido et al., arXiv 2302.10283), section on predictor evaluation, as seq-JEPA (arXiv 2505.03176) uses it.
+    Source: the protocol of Garrido et al. 2023 (arXiv 2302.10283), as seq-JEPA (arXiv 2505.03176) uses it. Differs:
+    equal similarities share their ranks.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ def views_of_an_object(source: Any, part: str, name: str) -> int:
 
 
 def scores_of(predicted: Tensor, anchors: Tensor, index: int) -> Tensor:
-    """Reciprocal rank, Hit@1 and Hit@5 [B, 3] of candidate ``index`` for predictions [B, D] and candidates [B, V, D]."""
+    """Reciprocal rank, Hit@1, Hit@5 [B, 3] of candidate ``index`` for predictions [B, D] and candidates [B, V, D]."""
     similarity = torch.einsum("bd,bvd->bv", F.normalize(predicted, dim=-1), F.normalize(anchors, dim=-1))
     return reciprocal_ranks(similarity, index)
 
@@ -165,4 +166,4 @@ def reciprocal_ranks(similarity: Tensor, index: int) -> Tensor:
     harmonic = F.pad(harmonic, (1, 0))  # [V + 1], sums of the first n reciprocals
     mrr = (harmonic[better + equal] - harmonic[better]) / equal
     hits = [(k - better).clamp_min(0).minimum(equal) / equal for k in (1, 5)]
-    return torch.stack([mrr, *hits], 1)
+    return torch.stack([mrr, *(hit.double() for hit in hits)], 1)

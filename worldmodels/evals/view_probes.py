@@ -42,8 +42,8 @@ class ViewProbe:
       view was made from its latent; "raw_relative/r2" and "raw_absolute/r2" from pixels. Each is the mean over outputs
       that vary, and "relative/r2_0", ... are single outputs.
 
-    A sequence has one view more than the longest aggregate, so that views 1 to M are made as in training, where the last
-    view is the predicted one and may be made otherwise. With one M of 1 views 1 and 2 differ so.
+    A sequence has one view more than the longest aggregate, so that views 1 to M are made as in training, where the
+    last view is the predicted one and may be made otherwise. If all M are 1, views 1 and 2 differ in this way.
 
     Args:
         source: with ``split(name)`` and ``num_classes`` (``envs.images``, ``envs.rendered_objects``).
@@ -62,8 +62,8 @@ class ViewProbe:
     Raises:
         ValueError: if the source has no splits or no classes, or the views cannot be compared.
 
-    Source: seq-JEPA (arXiv 2505.03176), sheet section 1.6. Differs: the classifier is fitted to convergence, its penalty
-    chosen on validation sequences.
+    Source: seq-JEPA (arXiv 2505.03176), sheet section 1.6. Differs: the classifier is fitted to convergence, its
+    penalty chosen on validation sequences.
     """
 
     def __init__(

@@ -82,7 +82,9 @@ class ViewSequences:
                 "Use env=images or env=rendered_objects"
             )
         if views is None:
-            raise ValueError(f"{name} needs views of a sample; views is null. Use views=of_images or another of its group")
+            raise ValueError(
+                f"{name} needs views of a sample; views is null. Use views=of_images or another of its group"
+            )
         if min(num_train, num_test, batch_size) < 1:
             raise ValueError(
                 f"{name}: num_train={num_train}, num_test={num_test} and batch_size={batch_size} must be at least 1"
