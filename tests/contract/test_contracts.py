@@ -50,7 +50,12 @@ SPECS = {
         {OBSERVATION: Composite({POINTS: Unbounded((200, 4)), NUM_POINTS: Bounded(0, 201, (), dtype=torch.int64)})}
     ),
 }
-SMALL = {"lidar_voxels": ["encoder.low=[-4,-4,-1.2]", "encoder.high=[4,4,1.2]", "encoder.voxel_size=[0.25,0.25,0.1]"]}
+SMALL = {
+    **{f"vit_{size}": ["encoder.depth=1", "encoder.dim=96"] for size in ("small", "base", "large", "huge", "giant")},
+    "vit_huge": ["encoder.depth=1", "encoder.dim=96", "encoder.patch=16"],
+    "resnet18": ["encoder.width=8"],
+    "lidar_voxels": ["encoder.low=[-4,-4,-1.2]", "encoder.high=[4,4,1.2]", "encoder.voxel_size=[0.25,0.25,0.1]"],
+}
 TRACED: set[object] = set()  # losses that several systems inherit are compiled for the first of them
 
 

@@ -7,6 +7,7 @@ own function, whose pickled state can reach memory it should not. Arrays are the
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -32,10 +33,23 @@ def read_plain_pickle(path: str | os.PathLike[str]) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{file}: there is no such file")
     with file.open("rb") as content:
-        try:
-            return _plain(_Unpickler(content).load())
-        except Exception as error:  # a damaged pickle raises errors of nearly any kind
-            raise ValueError(f"{file} is no pickle of plain data: {error or type(error).__name__}") from error
+        return load_plain_pickle(content, name=str(file))
+
+
+def load_plain_pickle(content: io.BufferedIOBase, *, name: str, is_python_2: bool = False) -> Any:
+    """The content of an open pickle; see ``read_plain_pickle``.
+
+    Args:
+        content: open for reading, in bytes. name: of the file, for errors.
+        is_python_2: whether Python 2 may have written it: its texts, keys of dicts too, then come as bytes.
+
+    Raises:
+        ValueError: as there.
+    """
+    try:
+        return _plain(_Unpickler(content, encoding="bytes" if is_python_2 else "ASCII").load())
+    except Exception as error:  # a damaged pickle raises errors of nearly any kind
+        raise ValueError(f"{name} is no pickle of plain data: {error or type(error).__name__}") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -49,7 +63,8 @@ class _Unpickler(pickle.Unpickler):
 class _Dtype:
     """What numpy.dtype was called with; the byte order comes with the state."""
 
-    def __init__(self, code: str, *_: Any) -> None:
+    def __init__(self, code: str | bytes, *_: Any) -> None:
+        code = code.decode("ascii") if isinstance(code, bytes) else code
         if not _NUMBERS_AND_TEXT.fullmatch(code):
             raise ValueError(f"it has an array of dtype {code}; numbers, flags and text are allowed")
         self.dtype = np.dtype(code)
@@ -58,7 +73,8 @@ class _Dtype:
         """(version, byte order, subarray, names, fields, ...)."""
         if any(part is not None for part in state[2:5]):
             raise ValueError("it has an array of records")
-        self.dtype = self.dtype.newbyteorder(state[1])
+        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        self.dtype = self.dtype.newbyteorder(order)
 
 
 class _Array:

@@ -103,11 +103,13 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks, and a final LayerNorm where they are pre-norm.
 
-    Linear weights are normal of standard deviation 0.02, cut at two of them; biases are zero.
-
     Args:
         dim: width D; depth: blocks; num_heads; hidden: width of the feed-forward nets.
         is_pre_norm: see ``Block``; activation: factory; epsilon: of the LayerNorms.
+        has_final_norm: whether a LayerNorm follows the blocks; None: where they are pre-norm, for post-norm ones end
+            in one (seq-JEPA has both).
+        is_init_truncated: whether linear weights start normal of standard deviation 0.02, cut at two of them, and
+            biases zero; or as torch starts them, by the width of their input, which suits narrow ones better.
     """
 
     def __init__(
@@ -120,12 +122,16 @@ class Transformer(nn.Module):
         is_pre_norm: bool = True,
         activation: Callable[[], nn.Module] = nn.GELU,
         epsilon: float = 1e-6,
+        has_final_norm: bool | None = None,
+        is_init_truncated: bool = True,
     ) -> None:
         super().__init__()
         options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
         self.blocks = nn.ModuleList(Block(dim, **options, activation=activation, epsilon=epsilon) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, epsilon) if is_pre_norm else nn.Identity()
-        self.apply(init_truncated)
+        has_norm = is_pre_norm if has_final_norm is None else has_final_norm
+        self.norm = nn.LayerNorm(dim, epsilon) if has_norm else nn.Identity()
+        if is_init_truncated:
+            self.apply(init_truncated)
 
     def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
         """Map [B, N, D] to [B, N, D]; rows of padded tokens mean nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from collections import OrderedDict
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worldmodels.formats.plain_pickle import read_plain_pickle
+from tests.python_2_pickle import python_2_pickle
+from worldmodels.formats.plain_pickle import load_plain_pickle, read_plain_pickle
 
 PLAIN = {
     "names": np.array(["Vehicle", "Sign"]),
@@ -50,6 +52,19 @@ def test_names_as_numpy_1_writes_them(tmp_path: Path) -> None:
     path = tmp_path / "infos.pkl"
     path.write_bytes(pickle.dumps(PLAIN["boxes"], 3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     np.testing.assert_array_equal(read_plain_pickle(path), PLAIN["boxes"])
+
+
+def test_pickles_of_python_2_come_with_bytes_for_text(tmp_path: Path) -> None:
+    """As CIFAR's are written; the array's bytes are a text to Python 2."""
+    content = {"data": np.arange(250, 262, dtype=np.int64).astype(np.uint8).reshape(2, 6), "labels": [3, 1]}
+    written = python_2_pickle(content)
+    assert pickle.loads(written, encoding="bytes")[b"labels"] == [3, 1]
+    found = load_plain_pickle(io.BytesIO(written), name="data_batch_1", is_python_2=True)
+    assert found.keys() == {b"data", b"labels"}
+    assert found[b"labels"] == [3, 1]
+    np.testing.assert_array_equal(found[b"data"], content["data"])
+    with pytest.raises(ValueError, match="data_batch_1 is no pickle of plain data"):
+        load_plain_pickle(io.BytesIO(written), name="data_batch_1")
 
 
 class Evil:
