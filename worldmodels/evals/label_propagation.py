@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,8 +41,7 @@ class LabelPropagation:
     grid). The untrained encoder is the row of step 0.
 
     Args:
-        source: with ``dense(name)``, whose ``sequence``, int64 [N], says to which film each frame belongs; frames of a
-            film follow each other in order.
+        source: with ``dense(name)``, whose ``names`` [N], in order, tell films and frames apart, see ``films``.
         every: steps between two looks; 0 looks at the end only.
         part: "train", "val" or "test".
         length: frames of a clip; films are cut into as many whole clips as they have.
@@ -49,7 +52,7 @@ class LabelPropagation:
         name: of this evaluator in logs and files.
 
     Raises:
-        ValueError: if the source has no such pictures, or does not say which frames belong together.
+        ValueError: if the source has no such pictures, or their names do not say which frames follow each other.
 
     Source: the protocol on DAVIS of Jabri et al. (arXiv 2006.14613) with the values of Caron et al., DINO
     (arXiv 2104.14294): k 5, temperature 0.1, 7 frames, radius 12 at 8-pixel patches.
@@ -84,8 +87,7 @@ class LabelPropagation:
         """Propagate."""
         grid, size = require_patches(objective, self.name), picture_size(objective, self.source)
         dense = self.source.dense(self.part)
-        frames = clips_of(getattr(dense, "sequence", None), self.length, self.name)  # [clips, T]
-        frames = frames.to(dense.labels.device)
+        frames = clips_of(films(dense.names), self.length, self.name).to(dense.labels.device)  # [clips, T]
         pixels = resized(dense.pixels[frames.flatten()], size)
         own_size = tuple(dense.labels.shape[1:])
         classes = F.interpolate(dense.labels[frames.flatten()][:, None].float(), size, mode="nearest-exact")[:, 0]
@@ -130,22 +132,44 @@ class LabelPropagation:
         return torch.stack(found, 1)
 
 
-def clips_of(sequence: Tensor | None, length: int, name: str) -> Tensor:
+def films(names: Sequence[str]) -> list[int]:
+    """The film of each frame, by names that end in the number of the frame: "0001TP_006690", "bear/00012".
+
+    A film ends where the rest of the name changes, or numbers do not rise, or leap by more than half as much again as
+    they usually do in it.
+
+    Raises:
+        ValueError: if a name ends in no number.
+    """
+    found = [re.fullmatch(r"(.*?)(?:[_/. -][A-Za-z]?)?(\d+)", name) for name in names]
+    if None in found:
+        raise ValueError(f"frame {names[found.index(None)]} ends in no number: which frame follows it?")
+    named = [(match[1], int(match[2])) for match in found if match is not None]
+    steps: dict[str, list[int]] = {}
+    for (film, number), (next_film, following) in itertools.pairwise(named):
+        if film == next_film and following > number:
+            steps.setdefault(film, []).append(following - number)
+    films = [0][: len(named)]
+    for (film, number), (next_film, following) in itertools.pairwise(named):
+        usual = statistics.median(steps.get(film, [0]))
+        goes_on = film == next_film and 0 < following - number <= 1.5 * usual
+        films.append(films[-1] + (not goes_on))
+    return films
+
+
+def clips_of(sequence: Sequence[int], length: int, name: str) -> Tensor:
     """Numbers of frames [clips, length] that follow each other in one film.
 
     Args:
-        sequence: int64 [N], the film of each frame, in order; name: the evaluator that asks.
+        sequence: the film of each frame, in order; name: the evaluator that asks.
 
     Raises:
-        ValueError: if it is not known, or no film is that long.
+        ValueError: if no film is that long.
     """
-    if sequence is None:
-        raise ValueError(f"{name} needs to know which frames follow each other: dense(name).sequence, int64 [N]")
     clips: list[list[int]] = []
-    numbers = sequence.tolist()
     start = 0
-    for end in range(1, len(numbers) + 1):
-        if end == len(numbers) or numbers[end] != numbers[start]:
+    for end in range(1, len(sequence) + 1):
+        if end == len(sequence) or sequence[end] != sequence[start]:
             clips += [list(range(i, i + length)) for i in range(start, end - length + 1, length)]
             start = end
     if not clips:

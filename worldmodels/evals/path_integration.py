@@ -33,9 +33,9 @@ class PathIntegration:
     Args:
         source: with ``split(name)``.
         every: steps between two looks; 0 looks at the end only.
-        views: factory of the sequences, ``views(spec, num=...)``.
+        views: factory of the sequences, ``views(spec, num_views=...)``.
         regressor: see ``evals.regression``.
-        num_views: lengths M, each of which costs 3 M encoded pictures a sequence.
+        lengths: views seen, M, each of which costs 3 M encoded pictures a sequence.
         num_train, num_test: sequences to fit on, and to choose and to judge on.
         batch_size: sequences at a time.
         seed: of the sequences.
@@ -54,18 +54,18 @@ class PathIntegration:
         every: int,
         views: Callable[..., Views] | None,
         regressor: Regressor,
-        num_views: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
+        lengths: Sequence[int] = (1, 2, 3, 4, 5, 6, 7, 8),
         num_train: int = 1000,
         num_test: int = 500,
         batch_size: int = 64,
         seed: int = 0,
         name: str = "path_integration",
     ) -> None:
-        if not num_views or min(num_views) < 1:
-            raise ValueError(f"{name}: num_views={list(num_views)} must be lengths of at least 1")
-        self.num_views = sorted(set(num_views))
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"{name}: lengths={list(lengths)} must be lengths of at least 1")
+        self.lengths = sorted(set(lengths))
         sizes = {"num_train": num_train, "num_test": num_test, "batch_size": batch_size}
-        self.sequences = ViewSequences(source, views, num=self.num_views[-1] + 1, seed=seed, name=name, **sizes)
+        self.sequences = ViewSequences(source, views, num=self.lengths[-1] + 1, seed=seed, name=name, **sizes)
         self.every, self.name, self.regressor = every, name, regressor
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
@@ -78,7 +78,7 @@ class PathIntegration:
         device, found = device_of(objective), {}
         with judging(objective):
             rows = [self.sequences.read(part, device, lambda b: self.represent(objective, b)) for part in PARTS]
-            for num in self.num_views:
+            for num in self.lengths:
                 targets = [row[f"target_{num}"] for row in rows]
                 for name in ROWS:
                     features = [row[f"{name}_{num}"] for row in rows]
@@ -87,13 +87,13 @@ class PathIntegration:
                     predict = self.regressor(features[:2], targets[:2])
                     found[f"{name}/views_{num}"] = r2_metrics(predict(features[2]), targets[2])
         metrics = {key: scores["r2"] for key, scores in found.items()}
-        curves = {row: [metrics.get(f"{row}/views_{num}", math.nan) for num in self.num_views] for row in ROWS}
+        curves = {row: [metrics.get(f"{row}/views_{num}", math.nan) for num in self.lengths] for row in ROWS}
         finite = {k: {n: v for n, v in scores.items() if not math.isnan(v)} for k, scores in found.items()}
         title = f"path integration, step {step}" + ("" if step else " (untrained)")
         files = {
             "path_integration.json": json.dumps(finite, indent=1).encode(),
             "path_integration.png": lines_picture(
-                self.num_views, curves, title=title, x="views M", y="R2 of view 1 to M + 1"
+                self.lengths, curves, title=title, x="views M", y="R2 of view 1 to M + 1"
             ),
         }
         return pack(metrics, files=files)
@@ -101,7 +101,7 @@ class PathIntegration:
     def represent(self, objective: Any, batch: TensorDict) -> dict[str, Tensor]:
         """Features of every row and the target, at every length, of a batch of sequences."""
         found = {}
-        for num in self.num_views:
+        for num in self.lengths:
             views, action = first_views(batch, num), objective.embed_action(batch[ACTION][:, num - 1]).float()
             rows = {
                 "aggregate": objective.aggregate(views),

@@ -44,11 +44,11 @@ class Retrieval:
     means over their orders, so that a collapsed latent scores what chance does.
 
     Args:
-        source: with ``split(name)``; where ``part(name)`` says to which object each picture belongs (``group``, int64
-            [N]), ``num_candidates`` may be null.
+        source: with ``split(name)``. Where that says how many views its objects have (``num_views``), or ``part(name)``
+            to which object each picture belongs (``group``, int64 [N]), ``num_candidates`` may be null.
         every: steps between two looks; 0 looks at the end only.
-        views: factory of the sequences, ``views(spec, num=...)``.
-        num_views: lengths M.
+        views: factory of the sequences, ``views(spec, num_views=...)``.
+        lengths: views seen, M.
         num_candidates: views of an object; null takes as many as the objects of the part have.
         num: objects, drawn with repetition.
         part: "train", "val" or "test".
@@ -69,7 +69,7 @@ class Retrieval:
         source: Any,
         every: int,
         views: Callable[..., Views] | None,
-        num_views: Sequence[int] = (1,),
+        lengths: Sequence[int] = (1,),
         num_candidates: int | None = None,
         num: int = 500,
         part: str = "test",
@@ -80,14 +80,14 @@ class Retrieval:
         if not hasattr(source, "split") or views is None:
             what = f"{type(source).__name__} has no split(name)" if views is not None else "views is null"
             raise ValueError(f"{name} draws views of objects, but {what}. Use env=rendered_objects or env=images")
-        self.num_views = tuple(sorted(set(num_views)))
+        self.lengths = tuple(sorted(set(lengths)))
         candidates = num_candidates or views_of_an_object(source, part, name)
-        if not self.num_views or self.num_views[0] < 1 or self.num_views[-1] >= candidates:
+        if not self.lengths or self.lengths[0] < 1 or self.lengths[-1] >= candidates:
             raise ValueError(
-                f"{name}: num_views={list(num_views)} must be lengths from 1 to {candidates - 1}, one less than the "
+                f"{name}: lengths={list(lengths)} must be lengths from 1 to {candidates - 1}, one less than the "
                 f"{candidates} views of an object"
             )
-        self.views, self.source = views(source.spec, num=candidates), source.split(part)
+        self.views, self.source = views(source.spec, num_views=candidates), source.split(part)
         self.every, self.name, self.num, self.num_candidates = every, name, num, candidates
         self.batch_size, self.seed = batch_size, seed
 
@@ -117,7 +117,7 @@ class Retrieval:
         size = batch.batch_size[0]
         anchors = objective.anchor(single_views(batch)).float().unflatten(0, (size, -1))  # [B, V, D]
         found = {"copy": scores_of(anchors[:, 0], anchors, 1)}
-        for num in self.num_views:
+        for num in self.lengths:
             views = first_views(batch, num)
             found[f"foresee_{num}"] = scores_of(objective.foresee(views).float(), anchors, num)
             if size > 1:  # the last objects may be a batch of one, which has no other's action
@@ -134,15 +134,18 @@ class Retrieval:
 
 
 def views_of_an_object(source: Any, part: str, name: str) -> int:
-    """Least number of pictures that an object of a part has.
+    """How many views the objects of a part have; the least number if they differ.
 
     Raises:
-        ValueError: if the source does not say which picture shows which object.
+        ValueError: if the source does not say.
     """
+    split = source.split(part)
+    if hasattr(split, "num_views"):
+        return split.num_views
     group = getattr(source.part(part), "group", None) if hasattr(source, "part") else None
     if group is None:
         raise ValueError(
-            f"{name}: {type(source).__name__}.part has no group, the object of each picture; set num_candidates"
+            f"{name}: {type(source).__name__} does not say how many views an object has; set num_candidates"
         )
     return int(group.unique(return_counts=True)[1].min())
 

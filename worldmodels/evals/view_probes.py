@@ -37,7 +37,8 @@ class ViewProbe:
 
     * "view/accuracy" of the first view's latent; "aggregate_M/accuracy", where the objective has ``aggregate``, of M
       views; "mean_M/accuracy", the mean latent of the same M views; "raw/accuracy", one view's pixels; "majority/
-      accuracy", the commonest class.
+      accuracy", the commonest class. None of them where no class of test occurs in training, as when labels are
+      objects and parts have different ones.
     * "relative/r2" of the first action from the latents of views 1 and 2, side by side; "absolute/r2" of how the first
       view was made from its latent; "raw_relative/r2" and "raw_absolute/r2" from pixels. Each is the mean over outputs
       that vary, and "relative/r2_0", ... are single outputs.
@@ -48,10 +49,10 @@ class ViewProbe:
     Args:
         source: with ``split(name)`` and ``num_classes`` (``envs.images``, ``envs.rendered_objects``).
         every: steps between two probes; 0 probes at the end only.
-        views: factory of the sequences, ``views(spec, num=...)``.
+        views: factory of the sequences, ``views(spec, num_views=...)``.
         raw: factory of an encoder without weights, the control.
         regressor: of transformations, see ``evals.regression``.
-        num_views: lengths M of aggregates; they may exceed those of training.
+        lengths: views aggregated, M; they may exceed those of training.
         entry: of what the objective's ``embed`` gives, the latent of a view.
         num_train, num_test: sequences to fit on, and to choose and to judge on.
         batch_size: sequences at a time.
@@ -74,7 +75,7 @@ class ViewProbe:
         views: Callable[..., Views] | None,
         raw: Callable[[Composite], Encoder],
         regressor: Regressor,
-        num_views: Sequence[int] = (1, 3, 5),
+        lengths: Sequence[int] = (1, 3, 5),
         entry: str = "view",
         num_train: int = 2000,
         num_test: int = 1000,
@@ -83,13 +84,13 @@ class ViewProbe:
         seed: int = 0,
         name: str = "view_probe",
     ) -> None:
-        if not num_views or min(num_views) < 1:
-            raise ValueError(f"{name}: num_views={list(num_views)} must be lengths of at least 1")
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"{name}: lengths={list(lengths)} must be lengths of at least 1")
         if not getattr(source, "num_classes", 0):
             raise ValueError(f"{name} needs classes, and {type(source).__name__} has none. Use env=images")
-        self.num_views = tuple(sorted(set(num_views)))
+        self.lengths = tuple(sorted(set(lengths)))
         sizes = {"num_train": num_train, "num_test": num_test, "batch_size": batch_size}
-        self.sequences = ViewSequences(source, views, num=self.num_views[-1] + 1, seed=seed, name=name, **sizes)
+        self.sequences = ViewSequences(source, views, num=self.lengths[-1] + 1, seed=seed, name=name, **sizes)
         self.every, self.name, self.regressor, self.entry = every, name, regressor, entry
         self.num_classes, self.penalties = source.num_classes, tuple(penalties)
         self.flat = raw(self.sequences.views.spec)
@@ -103,7 +104,7 @@ class ViewProbe:
             metrics: dict[str, float] = {}
             for key in sorted(rows[0]):
                 if key.partition("_")[0] in ("view", "mean", "aggregate"):
-                    metrics[f"{key}/accuracy"] = self.accuracy(rows, key)
+                    metrics |= self.accuracy(rows, key)
             metrics |= self.regress(rows, "pair", "relative") | self.regress(rows, "view", "absolute")
             if self._controls is None:
                 self._controls = self.controls(device)
@@ -113,7 +114,7 @@ class ViewProbe:
         """Representations and targets of a batch of sequences."""
         latent = latents(objective, batch, self.entry, self.name)  # [B, V, D]
         found = {"view": latent[:, 0], "pair": latent[:, :2].flatten(1), **self.targets(batch)}
-        for num in self.num_views:
+        for num in self.lengths:
             if num > 1:
                 found[f"mean_{num}"] = latent[:, :num].mean(1)
             if isinstance(objective, Aggregates):
@@ -134,18 +135,20 @@ class ViewProbe:
 
         rows = [self.sequences.read(part, device, represent) for part in PARTS]
         commonest = rows[0]["label"].bincount(minlength=self.num_classes).argmax()
-        found = {
-            "raw/accuracy": self.accuracy(rows, "view"),
-            "majority/accuracy": float((rows[2]["label"] == commonest).double().mean()),
-        }
+        found = {key.replace("view", "raw"): value for key, value in self.accuracy(rows, "view").items()}
+        if found:
+            found["majority/accuracy"] = float((rows[2]["label"] == commonest).double().mean())
         relative, absolute = self.regress(rows, "pair", "relative"), self.regress(rows, "view", "absolute")
         return found | {f"raw_{key}": value for key, value in (relative | absolute).items()}
 
-    def accuracy(self, rows: Sequence[dict[str, Tensor]], key: str) -> float:
+    def accuracy(self, rows: Sequence[dict[str, Tensor]], key: str) -> dict[str, float]:
         """Top-1 of a linear classifier on a representation: fitted on train, chosen on val, judged on test."""
         features, labels = [row[key] for row in rows], [row["label"] for row in rows]
+        if not bool(torch.isin(labels[2], labels[0]).any()):  # other objects, and labels are objects
+            return {}
         predict = fit_probe(features[:2], labels[:2], num_classes=self.num_classes, penalties=self.penalties)
-        return classification_metrics(predict(features[2]).argmax(-1), labels[2], self.num_classes)["accuracy"]
+        found = classification_metrics(predict(features[2]).argmax(-1), labels[2], self.num_classes)
+        return {f"{key}/accuracy": found["accuracy"]}
 
     def regress(self, rows: Sequence[dict[str, Tensor]], key: str, target: str) -> dict[str, float]:
         """R2 of a target from a representation."""

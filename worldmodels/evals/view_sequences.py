@@ -53,7 +53,7 @@ class ViewSequences:
     """Sequences of views of labelled pictures, drawn anew from the same seed whenever they are asked for.
 
     Args:
-        source: with ``split(name)``; views: factory ``views(spec, num=...)``, the node of ``conf/views``.
+        source: with ``split(name)``; views: factory ``views(spec, num_views=...)``, the node of ``conf/views``.
         num: views of a sequence.
         num_train, num_test: sequences of "train", and of "val" and "test" each.
         batch_size: sequences at a time. The sequences depend on it.
@@ -89,7 +89,7 @@ class ViewSequences:
             raise ValueError(
                 f"{name}: num_train={num_train}, num_test={num_test} and batch_size={batch_size} must be at least 1"
             )
-        made: Any = views(source.spec, num=num)
+        made: Any = views(source.spec, num_views=num)
         if not hasattr(made, "action_between"):
             raise ValueError(f"{name} compares views, and {type(made).__name__} has no action_between(a, b)")
         self.views: ComparableViews = made

@@ -25,7 +25,7 @@ from worldmodels.evals.dense_patches import (
     segmentation_metrics,
 )
 from worldmodels.evals.dense_probe import DenseProbe, object_contrast
-from worldmodels.evals.label_propagation import LabelPropagation, clips_of, near
+from worldmodels.evals.label_propagation import LabelPropagation, clips_of, films, near
 from worldmodels.evals.patch_pictures import PatchPictures, mask_rows
 from worldmodels.evals.probes import confusion
 from worldmodels.evals.results import unpack
@@ -36,13 +36,12 @@ SPEC = Composite(observation=Composite(pixels=Bounded(0, 255, (3, *SIZE), dtype=
 VOID = 11
 
 
-def dense(labels: Tensor, pixels: Tensor | None = None, sequence: Tensor | None = None) -> SimpleNamespace:
+def dense(labels: Tensor, pixels: Tensor | None = None) -> SimpleNamespace:
     """Pictures in which class 0 is red, 1 green and 2 blue, unless told otherwise."""
     if pixels is None:
         pixels = 200 * torch.stack([labels == c for c in range(3)], 1).byte()
-    return SimpleNamespace(
-        pixels=pixels.contiguous(), labels=labels.byte(), num_classes=3, ignored=VOID, sequence=sequence
-    )
+    names = tuple(f"film_{i:03}" for i in range(len(labels)))
+    return SimpleNamespace(pixels=pixels.contiguous(), labels=labels.byte(), num_classes=3, ignored=VOID, names=names)
 
 
 class Scenes:
@@ -197,7 +196,7 @@ def film(num: int) -> Tensor:
 
 
 def propagation(**options) -> LabelPropagation:
-    source = Scenes(dense(film(5), sequence=torch.zeros(5, dtype=torch.int64)))
+    source = Scenes(dense(film(5)))
     return LabelPropagation(source=source, every=0, **{"length": 5, "temperature": 0.01, **options})
 
 
@@ -225,17 +224,25 @@ def test_neighbourhoods_are_squares():
 
 
 def test_clips_never_join_two_films():
-    sequence = torch.tensor([4, 4, 4, 4, 4, 7, 2, 2, 2])
+    sequence = [4, 4, 4, 4, 4, 7, 2, 2, 2]
     assert clips_of(sequence, 2, "x").tolist() == [[0, 1], [2, 3], [6, 7]]
     with pytest.raises(ValueError, match="length=6"):
         clips_of(sequence, 6, "x")
-    with pytest.raises(ValueError, match="sequence"):
-        clips_of(None, 2, "x")
+
+
+def test_films_are_told_by_names():
+    assert films(["0001TP_006690", "0001TP_006720", "Seq05VD_f00030", "Seq05VD_f00060"]) == [0, 0, 1, 1]
+    assert films(["bear/00", "bear/01", "bear/02", "bear/05", "bear/06", "camel/07"]) == [0, 0, 0, 1, 1, 2]
+    assert films(["1", "2", "3"]) == [0, 0, 0]
+    assert films(["a9", "a8"]) == [0, 1]  # out of order
+    assert films([]) == []
+    with pytest.raises(ValueError, match="frame last ends in no number"):
+        films(["a1", "last"])
 
 
 @pytest.mark.parametrize("kind", [DenseProbe, LabelPropagation])
 def test_evaluation_leaves_no_trace(kind):
-    source = Scenes(dense(film(5), sequence=torch.zeros(5, dtype=torch.int64)))
+    source = Scenes(dense(film(5)))
     evaluator = kind(source=source, every=0, **({"length": 5} if kind is LabelPropagation else {}))
     objective, before = Looker().train(), torch.get_rng_state()
     first = unpack(evaluator(objective, 0)).metrics

@@ -39,7 +39,7 @@ def retrieval(**options):
 
 
 def test_what_is_in_a_representation_is_found_and_nothing_else():
-    reads = {row: unpack(view_probe(num_views=[1, 9])(Reader(row), 0)).metrics for row in range(3)}
+    reads = {row: unpack(view_probe(lengths=[1, 9])(Reader(row), 0)).metrics for row in range(3)}
     assert reads[0]["relative/r2"] == pytest.approx(1, abs=1e-4)
     assert reads[0]["absolute/r2"] == pytest.approx(1, abs=1e-4)
     for row in (1, 2):
@@ -59,14 +59,14 @@ def test_what_is_in_a_representation_is_found_and_nothing_else():
 
 
 def test_outputs_are_reported_one_by_one_without_those_that_never_vary():
-    found = unpack(view_probe(num_views=[1])(Reader(), 0)).metrics
+    found = unpack(view_probe(lengths=[1])(Reader(), 0)).metrics
     assert {"relative/r2_0", "relative/r2_1"} <= found.keys()
     assert "relative/r2_2" not in found
     assert "aggregate_1/accuracy" not in found, "this objective aggregates nothing"
 
 
 def test_aggregates_have_a_row_beside_the_mean_of_the_same_views():
-    found = unpack(view_probe(num_views=[1, 3])(Walker(1), 0)).metrics
+    found = unpack(view_probe(lengths=[1, 3])(Walker(1), 0)).metrics
     assert {"aggregate_1/accuracy", "aggregate_3/accuracy", "mean_3/accuracy"} <= found.keys()
     assert "mean_1/accuracy" not in found  # is view/accuracy
     assert found["aggregate_1/accuracy"] == found["view/accuracy"]
@@ -82,7 +82,7 @@ def test_every_objective_sees_the_same_pictures_at_every_evaluation():
 
 
 def test_path_integration_of_what_adds_up_is_exact():
-    result = unpack(path_integration(num_views=[1, 2, 5])(Walker(), 0))
+    result = unpack(path_integration(lengths=[1, 2, 5])(Walker(), 0))
     for num in (1, 2, 5):
         for row in ("aggregate", "no_actions", "no_pixels"):  # each knows the way, by actions or by looking
             assert result.metrics[f"{row}/views_{num}"] == pytest.approx(1, abs=1e-4)
@@ -95,7 +95,7 @@ def test_path_integration_of_what_adds_up_is_exact():
 
 
 def test_path_integration_without_eyes_needs_its_actions():
-    found = unpack(path_integration(num_views=[4])(Walker(2), 0)).metrics  # looks at noise
+    found = unpack(path_integration(lengths=[4])(Walker(2), 0)).metrics  # looks at noise
     assert found["aggregate/views_4"] == pytest.approx(1, abs=1e-4)
     assert found["no_actions/views_4"] == pytest.approx(0.25, abs=0.1)
     assert found["no_pixels/views_4"] == pytest.approx(1, abs=1e-4)
@@ -106,13 +106,13 @@ def test_path_integration_of_a_method_without_actions_has_no_row_of_them():
         def embed_action(self, action):
             return action[:, :0]
 
-    found = unpack(path_integration(num_views=[2])(Without(), 0)).metrics
+    found = unpack(path_integration(lengths=[2])(Without(), 0)).metrics
     assert "last_action/views_2" not in found
     assert found["no_actions/views_2"] < 0.8  # the target lies beyond the last view
 
 
 def test_retrieval_of_what_is_foreseen_exactly():
-    found = unpack(retrieval(num_views=[1, 3], num_candidates=6)(Walker(), 0)).metrics
+    found = unpack(retrieval(lengths=[1, 3], num_candidates=6)(Walker(), 0)).metrics
     for num in (1, 3):
         for key in ("mrr", "hit_1", "hit_5"):
             assert found[f"foresee_{num}/{key}"] == pytest.approx(1, abs=0.02)
@@ -198,8 +198,8 @@ def test_evaluation_leaves_no_trace(make):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="views is null"):
         ViewProbe(source=Pictures(), every=0, views=None, raw=Flat, regressor=RidgeRegressor())
-    with pytest.raises(ValueError, match=r"num_views=\[0\]"):
-        view_probe(num_views=[0])
+    with pytest.raises(ValueError, match=r"lengths=\[0\]"):
+        view_probe(lengths=[0])
     with pytest.raises(ValueError, match="entry=row is not among"):
         view_probe(entry="row")(Reader(), 0)
     with pytest.raises(ValueError, match="aggregate"):
@@ -207,7 +207,7 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="foresee"):
         retrieval()(Reader(), 0)
     with pytest.raises(ValueError, match="from 1 to 4"):
-        retrieval(num_views=[5])
+        retrieval(lengths=[5])
     with pytest.raises(ValueError, match=r"no split\(name\)"):
         PathIntegration(source=object(), every=0, views=ToyViews, regressor=RidgeRegressor())
 
@@ -217,7 +217,7 @@ def test_bad_input_is_named():
             del rows.group
             return rows
 
-    with pytest.raises(ValueError, match="set num_candidates"):
+    with pytest.raises(ValueError, match="does not say how many"):
         Retrieval(source=Unknown(), every=0, views=ToyViews)
 
     class Incomparable(ToyViews):
@@ -225,3 +225,29 @@ def test_bad_input_is_named():
 
     with pytest.raises(ValueError, match="action_between"):
         ViewProbe(source=Pictures(), every=0, views=Incomparable, raw=Flat, regressor=RidgeRegressor())
+
+
+def test_no_accuracy_of_objects_that_training_never_showed():
+    class Others(Pictures):
+        num_classes = 4
+
+        def split(self, name):
+            other = Others()
+            other.first = 2 * (name == "test")
+            return other
+
+        def sample(self, batch_size, window, generator):
+            batch = super().sample(batch_size, window, generator)
+            return batch.set("label", batch["label"] + self.first)
+
+    probe = ViewProbe(source=Others(), every=0, views=ToyViews, raw=Flat, regressor=RidgeRegressor(), **SIZES)
+    found = unpack(probe(Reader(), 0)).metrics
+    assert not [name for name in found if name.endswith("accuracy")]
+    assert found["relative/r2"] == pytest.approx(1, abs=1e-4)
+
+
+def test_candidates_are_the_views_that_the_source_has_of_an_object():
+    class Objects(Pictures):
+        num_views = 7
+
+    assert Retrieval(source=Objects(), every=0, views=ToyViews).num_candidates == 7

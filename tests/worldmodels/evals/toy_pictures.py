@@ -30,7 +30,7 @@ class Pictures:
 
     def part(self, name: str) -> SimpleNamespace:
         generator = Generator().manual_seed(("train", "val", "test").index(name))
-        batch = ToyViews(self.spec, num=1)(self.sample(300, 1, generator), generator)
+        batch = ToyViews(self.spec, num_views=1)(self.sample(300, 1, generator), generator)
         group = torch.arange(300) // self.views_of_each
         obs = TensorDict({"pixels": batch["observation", "pixels"][:, 0]}, [300])
         return SimpleNamespace(obs=obs, target=batch["label"][:, 0], group=group)
@@ -49,8 +49,8 @@ class ToyViews:
 
     window = 1
 
-    def __init__(self, spec: Composite, *, num: int = 2) -> None:
-        self.num = num
+    def __init__(self, spec: Composite, *, num_views: int) -> None:
+        self.num = num_views
         self.spec = Composite(observation=spec["observation"], transformation=Unbounded((2,)), action=Unbounded((3,)))
 
     def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
