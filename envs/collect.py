@@ -17,8 +17,7 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from envs.command import run_command
 from envs.ogbench_names import DATASETS, Dataset, find_dataset
 from envs.parallel import disk_errors, exclusive, num_workers, run_jobs
 from envs.parallel import progress as progress_bar
-from worldmodels.files import atomic_write_json
+from worldmodels.files import atomic_write_json, replacing
 
 _PART_ROWS = {True: 5_000, False: 2_000}  # of a maze, of an arm: a few seconds of work at most
 
@@ -174,7 +173,7 @@ def _make_part(part: _Part, seed: int, folder: str) -> None:
         first = seed_episode(_behavior.env, _behavior.name, seed=seed, split=part.split, index=index)
         trajectories.append(_behavior.episode(steps, seed=first))
     columns = {key: np.concatenate([trajectory[key] for trajectory in trajectories]) for key in trajectories[0]}
-    with _replacing(Path(folder) / part.file_name) as temporary, open(temporary, "wb") as file:
+    with replacing(Path(folder) / part.file_name) as temporary, open(temporary, "wb") as file:
         np.savez(file, **columns)
 
 
@@ -186,7 +185,7 @@ def _join(parts: list[Path], path: Path) -> None:
     lengths = [_header(part, "terminals")[0][0] for part in parts]
     with np.load(parts[0], allow_pickle=False) as first:
         keys = list(first.files)
-    with _replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for key in keys:
             shape, dtype = _header(parts[0], key)
             entry = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
@@ -260,19 +259,6 @@ def needs_expert(facts: Dataset, folder: Path) -> str:
         f"{names} from https://rail.eecs.berkeley.edu/datasets/ogbench/ and put both into {folder} "
         f"(or set data_dir or $OGBENCH_DATA_DIR)"
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name that becomes ``path`` when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def _main(arguments: list[str]) -> int:

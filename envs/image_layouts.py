@@ -179,7 +179,7 @@ class TinyImageNet:
 
 
 class RenderedViews:
-    """3DIEBench: <synset>/<object>/image_<i>.jpg beside latent_<i>.npy. Here pictures only; an object stays in one part."""
+    """3DIEBench: <synset>/<object>/image_<i>.jpg beside latent_<i>.npy. Pictures only; an object stays in one part."""
 
     _IMAGE = re.compile(r"([^/]+)/([^/]+)/image_\d+\.(?:jpg|jpeg|png)")
     _LATENT = re.compile(r"[^/]+/[^/]+/latent_\d+\.npy")
@@ -202,7 +202,7 @@ class RenderedViews:
 
 
 class Folders:
-    """Class folders, as ImageFolder reads them, below train, val and test or without them; or just pictures, unlabelled.
+    """Class folders, as ImageFolder reads them, below train, val and test or without; or just pictures, unlabelled.
 
     What lies deeper belongs to the class of its uppermost folder. Folders trainannot, valannot, testannot hold dense
     labels (``envs.dense_labels``) and no pictures.

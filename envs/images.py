@@ -1,7 +1,7 @@
 """Pictures as a source: decoded once to bytes on the training device, or mapped from disk; batches by index.
 
-The objective sees the training pictures. Probes ask ``part`` for the labelled pictures of each part, and ``split`` for a
-source of one part alone. A picture is a window of one row.
+The objective sees the training pictures. Probes ask ``part`` for the labelled pictures of each part, and ``split`` for
+a source of one part alone. A picture is a window of one row.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class Pictures:
         """
         if window != 1:
             raise ValueError(
-                f"window={window}: pictures of env=images have no order. Use views=augmented, which makes views of one, "
-                "or env=rendered_objects"
+                f"window={window}: pictures of env=images have no order. Use views=augmented, which makes views of "
+                "one, or env=rendered_objects"
             )
         index = torch.randint(self.num_rows, (batch_size,), generator=generator, device=generator.device)
         index = index + self._range[0]
@@ -213,8 +213,8 @@ class Images(Pictures):
         first, last = self._between(name)
         if not self.classes:
             raise ValueError(
-                f"the pictures of {self._tree.path if self._tree else self.layout} have no labels to be probed; put each "
-                "class into a folder of its own, or switch the evaluator off (eval.probe=null)"
+                f"the pictures of {self._where} have no labels to be probed: put each class into a folder of its own, or "
+                "switch the evaluator off (eval.probe=null)"
             )
         obs = TensorDict({PIXELS: self._store.between(first, last)}, [last - first], device=self.device)
         return Part(obs, self._labels[first:last])
@@ -227,8 +227,8 @@ class Images(Pictures):
         """
         if self._tree is None or not has_dense_labels(self._tree):
             raise ValueError(
-                f"{self._tree.path if self._tree else self.layout} has no dense labels: CamVid's folders train, trainannot,"
-                " val, valannot, test, testannot are needed in env.path"
+                f"{self._where} has no dense labels: CamVid's folders train, trainannot, val, valannot, test, testannot "
+                "are needed in env.path"
             )
         self._between(name)
         return read_dense(self._tree, name, ignored=self._ignored, **self._reading)
@@ -243,6 +243,10 @@ class Images(Pictures):
             "rows": {name: last - first for name, (first, last) in self.ranges.items()},
             "notes": list(self.notes),
         }
+
+    @property
+    def _where(self) -> str:
+        return str(self._tree.path) if self._tree else self.layout
 
     def _between(self, name: str) -> tuple[int, int]:
         if name not in JUDGED:

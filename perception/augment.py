@@ -3,8 +3,8 @@
 Notable: nothing is done picture by picture; every random number of a batch is drawn at once; what differs between views
 is a tensor entry, never a branch. On a CPU the work goes through the cache in parts.
 
-Recipe: seq-JEPA (arXiv 2505.03176), which follows EquiMod; sheet seq_jepa, sections 1.3 and 1.4. A crop alone is that of
-I-JEPA (arXiv 2301.08243).
+Recipe: seq-JEPA (arXiv 2505.03176), which follows EquiMod; sheet seq_jepa, sections 1.3 and 1.4. A crop alone is
+that of I-JEPA (arXiv 2301.08243).
 """
 
 from __future__ import annotations

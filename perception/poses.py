@@ -1,6 +1,6 @@
 """Views that a source has rendered: what leads from one pose of an object to the next is the action.
 
-Source: seq-JEPA (arXiv 2505.03176) on 3DIEBench; sheet seq_jepa, section 1.3. Differs: the sign of quaternions is fixed.
+Source: seq-JEPA (arXiv 2505.03176) on 3DIEBench; sheet seq_jepa, section 1.3. Differs: quaternions have w >= 0.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class PoseViews:
         size = picture_shape(spec, "views of poses")
         if TRANSFORMATION not in spec.keys() or spec[TRANSFORMATION].shape != (_WIDTH,):
             raise ValueError(f"views=poses needs a transformation [{_WIDTH}] in the data. Use env=rendered_objects.")
-        if not action or (unknown := sorted(set(action) - {"rotation", *COLUMNS})):
+        if not action or set(action) - {"rotation", *COLUMNS}:
             raise ValueError(f"views.action={list(action)}: its parts are rotation, {', '.join(COLUMNS)}")
         self.num = self.window = check_num(num_views)
         self.has_rotation = "rotation" in action

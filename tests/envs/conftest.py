@@ -1,4 +1,4 @@
-"""Real data, collected once for all tests of this folder, and small files of any published layout."""
+"""Data collected or drawn once for all tests of this folder, and small files of any published layout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs import object_cache, render_objects
 from envs.collect import collect
 from envs.ogbench_names import find_dataset
 
@@ -46,3 +47,27 @@ def make_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def objects_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten views of four of pybullet's objects at 32 pixels, drawn by a worker. Do not write into it."""
+    path, chosen = tmp_path_factory.mktemp("objects") / "drawn", render_objects.settings_of(views=10, size=32)
+    render_objects.render_objects(chosen, 4, data_dir=path, workers=1, is_shown=False)
+    return path
+
+
+@pytest.fixture
+def jobs_done(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Makers of pictures work in this process instead of several; gives their jobs."""
+    done: list[tuple] = []
+
+    def run(function, jobs, *, advance, **_) -> None:
+        for position, job in enumerate(jobs):
+            done.append(job)
+            function(*job)
+            advance(position)
+
+    for module in (object_cache, render_objects):
+        monkeypatch.setattr(module, "run_jobs", run)
+    return done
