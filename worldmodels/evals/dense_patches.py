@@ -36,6 +36,10 @@ class Crops(NamedTuple):
     label: Tensor  # int64 [N, H W], the commonest class
     purity: Tensor  # float32 [N, H W], its share
 
+    def to(self, device: torch.device) -> Crops:
+        """The same on a device."""
+        return Crops(*(part.to(device) for part in self))
+
     @property
     def is_valid(self) -> Tensor:
         """Whether a patch [N, H W] has a class: at least half of its pixels."""

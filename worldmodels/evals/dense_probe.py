@@ -26,7 +26,7 @@ from worldmodels.evals.dense_patches import (
     score_patches,
 )
 from worldmodels.evals.probes import fit_probe
-from worldmodels.evals.results import judging, pack
+from worldmodels.evals.results import device_of, judging, pack
 
 BORDER_PURITY = 0.9  # patches less pure than this lie where objects meet
 
@@ -84,7 +84,7 @@ class DenseProbe:
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Probe the patches."""
         grid = require_patches(objective, self.name)
-        self._prepare(picture_size(objective, self.source), grid)
+        self._prepare(picture_size(objective, self.source), grid, device_of(objective))
         with judging(objective):
             features = {name: patch_features(objective, c.obs, self.chunk) for name, c in self._crops.items()}
         found = self.judge(features) | object_contrast(features["test"], self._crops["test"])
@@ -110,13 +110,14 @@ class DenseProbe:
             found["border_accuracy"] = float((predicted == label)[is_border].double().mean())
         return found
 
-    def _prepare(self, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    def _prepare(self, size: tuple[int, int], grid: tuple[int, int], device: torch.device) -> None:
         """Cut the crops and score the controls, once for an encoder's size and grid."""
         if self._made_for == (size, grid):
             return
         for index, name in enumerate(("train", "val", "test")):
             dense, seed = self.source.dense(name), self.seed + index
-            self._crops[name] = cut_crops(dense, size=size, grid=grid, crop=self.crop, num=self.num_crops, seed=seed)
+            crops = cut_crops(dense, size=size, grid=grid, crop=self.crop, num=self.num_crops, seed=seed)
+            self._crops[name] = crops.to(device)
             self.num_classes = dense.num_classes
         raw = {name: raw_patches(crops.obs["pixels"], grid) for name, crops in self._crops.items()}
         found = {"raw": self.judge(raw), "position": self._scores(self._by_position())}

@@ -25,7 +25,7 @@ from worldmodels.evals.dense_patches import (
     segmentation_metrics,
 )
 from worldmodels.evals.probes import confusion
-from worldmodels.evals.results import judging, pack
+from worldmodels.evals.results import device_of, judging, pack
 from worldmodels.keys import PIXELS
 
 
@@ -81,19 +81,23 @@ class LabelPropagation:
         self.source, self.every, self.part, self.name = source, every, part, name
         self.length, self.k, self.temperature, self.radius = length, k, temperature, radius
         self.num_context, self.chunk = num_context, chunk
+        self._dense: Any = None
         self._controls: dict[tuple[tuple[int, int], tuple[int, int]], dict[str, float]] = {}
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Propagate."""
         grid, size = require_patches(objective, self.name), picture_size(objective, self.source)
-        dense = self.source.dense(self.part)
-        frames = clips_of(films(dense.names), self.length, self.name).to(dense.labels.device)  # [clips, T]
-        pixels = resized(dense.pixels[frames.flatten()], size)
-        own_size = tuple(dense.labels.shape[1:])
-        classes = F.interpolate(dense.labels[frames.flatten()][:, None].float(), size, mode="nearest-exact")[:, 0]
+        if self._dense is None:  # reading takes longer than propagating
+            self._dense = self.source.dense(self.part)
+        dense, device = self._dense, device_of(objective)
+        frames = clips_of(films(dense.names), self.length, self.name)  # [clips, T]
+        pixels = resized(dense.pixels[frames.flatten()].to(device), size)
+        labels = dense.labels[frames.flatten()].to(device)
+        own_size = tuple(labels.shape[1:])
+        classes = F.interpolate(labels[:, None].float(), size, mode="nearest-exact")[:, 0]
         shares = label_patches(pixels, classes.byte(), grid, dense.num_classes, dense.ignored).shares
         shares = shares.unflatten(0, tuple(frames.shape))  # [clips, T, H W, C]
-        target = dense.labels[frames[:, 1:].flatten()]
+        target = labels.unflatten(0, tuple(frames.shape))[:, 1:].flatten(0, 1)
 
         def score(carried: Tensor) -> dict[str, float]:
             rows = carried[:, 1:].flatten(0, 1)
