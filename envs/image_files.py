@@ -115,12 +115,15 @@ class Archive(Tree):
         return self._listing[1]
 
     def contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """In the order of the archive."""
+        """In the order of the archive, which is read no further than needed."""
         top = f"{self._listing[0]}/" if self._listing[0] else ""
         wanted = {top + name for name in names}
         for name, data in self._members(wanted.__contains__):
             if name in wanted:
+                wanted.remove(name)
                 yield name.removeprefix(top), data
+                if not wanted:
+                    return
 
     def _members(self, is_read: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
         """All files, with the content of those that ``is_read`` names."""

@@ -213,8 +213,8 @@ class Images(Pictures):
         first, last = self._between(name)
         if not self.classes:
             raise ValueError(
-                f"the pictures of {self._where} have no labels to be probed: put each class into a folder of its own, or "
-                "switch the evaluator off (eval.probe=null)"
+                f"the pictures of {self._where} have no labels to be probed: put each class into a folder of its own, "
+                "or switch the evaluator off (eval.probe=null)"
             )
         obs = TensorDict({PIXELS: self._store.between(first, last)}, [last - first], device=self.device)
         return Part(obs, self._labels[first:last])
@@ -227,8 +227,8 @@ class Images(Pictures):
         """
         if self._tree is None or not has_dense_labels(self._tree):
             raise ValueError(
-                f"{self._where} has no dense labels: CamVid's folders train, trainannot, val, valannot, test, testannot "
-                "are needed in env.path"
+                f"{self._where} has no dense labels: CamVid's folders train, trainannot, val, valannot, test, "
+                "testannot are needed in env.path"
             )
         self._between(name)
         return read_dense(self._tree, name, ignored=self._ignored, **self._reading)

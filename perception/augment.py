@@ -95,7 +95,7 @@ class AugmentedViews:
         self.source_shape = picture_shape(spec, "views of pictures")
         height, width = (size, size) if isinstance(size, int) else size or self.source_shape
         self.num, self.size, self.kernel = check_num(num_views), (int(height), int(width)), kernel or Bicubic()
-        self.scale, self.ratio = _range(crop_scale, "crop_scale", most=1), _range(crop_ratio, "crop_ratio")
+        self.scale, self.ratio = _range(crop_scale, "crop_scale", most=1.0), _range(crop_ratio, "crop_ratio")
         if len(jitter) != 4 or min(jitter) < 0 or max(jitter[:3]) > 1 or jitter[3] > 0.5:
             raise ValueError(
                 f"views.jitter={list(jitter)}: changes of brightness, contrast, saturation (each at most 1)"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from worldmodels.masking import validity
-from worldmodels.nn.positions import sinusoids
+from worldmodels.nn.positions import grid_sinusoids, sinusoids
 from worldmodels.nn.transformer import Transformer, gather_tokens, init_truncated
 
 
@@ -21,7 +21,7 @@ class MaskedTokenPredictor(nn.Module):
 
     Args:
         dim: width D of latents in and out.
-        grid: of the encoder; positions are numbered row by row.
+        grid: of the encoder; positions are numbered row by row, and have codes of row and column where there are two.
         width, depth, num_heads, hidden: of the transformer.
         num_extra: tokens in front that lie on no grid (registers).
         is_pre_norm, activation, epsilon: of its blocks.
@@ -48,7 +48,8 @@ class MaskedTokenPredictor(nn.Module):
         super().__init__()
         self.num_extra = num_extra
         self.inward, self.outward = nn.Linear(dim, width), nn.Linear(width, dim)
-        self.register_buffer("positions", sinusoids(math.prod(grid), width), persistent=False)  # [N, P]
+        positions = grid_sinusoids(grid, width) if len(grid) == 2 else sinusoids(math.prod(grid), width)
+        self.register_buffer("positions", positions, persistent=False)  # [N, P]
         self.query = nn.Parameter(torch.zeros(width))
         nn.init.trunc_normal_(self.query, std=0.02, a=-0.04, b=0.04)
         options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
