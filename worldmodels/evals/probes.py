@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.evals.results import in_chunks, judging, pack, require_parts
+from worldmodels.evals.results import CHUNK, in_chunks, judging, pack, require_parts
 from worldmodels.keys import POOLED
 
 
@@ -24,13 +24,16 @@ class LinearProbe:
     """Ridge regression or multinomial logistic regression on every representation an objective offers.
 
     Metrics: "<representation>/rmse" in the target's unit, or "<representation>/accuracy" and "/macro_f1"; "raw" is the
-    input itself, standardised, categories one-hot.
+    input itself, standardised: a table's categories one-hot, a picture's pixels.
 
     Args:
         source: with ``part(name)`` of "train", "val", "test", ``task`` and ``num_classes`` (see ``envs.tables``).
         every: steps between two probes; 0 probes at the end only.
         raw: factory of an encoder without weights, the control.
         penalties: tried on validation rows; relative to the number of training rows.
+        num: most rows of each part, the same random ones every time; null takes all of them.
+        chunk: rows encoded at a time.
+        seed: of the rows that ``num`` leaves.
         name: of this evaluator in logs and files.
 
     Raises:
@@ -44,10 +47,14 @@ class LinearProbe:
         every: int,
         raw: Callable[[Composite], Encoder],
         penalties: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
+        num: int | None = None,
+        chunk: int = CHUNK,
+        seed: int = 0,
         name: str = "probe",
     ) -> None:
         require_parts(source, name)
         self.source, self.every, self.penalties, self.name = source, every, tuple(penalties), name
+        self.num, self.chunk, self.seed = num, chunk, seed
         self.flat = raw(source.spec)
         self._raw: dict[str, float] | None = None
 
@@ -55,16 +62,16 @@ class LinearProbe:
         """Probe now."""
         if not isinstance(objective, Embeds):
             raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
-        parts = [self.source.part(name) for name in ("train", "val", "test")]
+        rows = [some_rows(self.source.part(name), self.num, self.seed) for name in ("train", "val", "test")]
         with judging(objective):
-            embedded = [in_chunks(objective.embed, part.obs) for part in parts]
+            embedded = [in_chunks(objective.embed, obs, self.chunk) for obs, _ in rows]
         metrics: dict[str, float] = {}
-        targets = [part.target for part in parts]
+        targets = [target for _, target in rows]
         for name in sorted(map(str, embedded[0].keys())):
-            found = self.fit([rows[name] for rows in embedded], targets)
+            found = self.fit([part[name] for part in embedded], targets)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
         if self._raw is None:
-            self._raw = self.fit([self.flat(part.obs)[POOLED] for part in parts], targets)
+            self._raw = self.fit([self.flat(obs)[POOLED] for obs, _ in rows], targets)
         return pack(metrics | {f"raw/{key}": value for key, value in self._raw.items()})
 
     def fit(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
@@ -73,17 +80,25 @@ class LinearProbe:
         return judged(predict(features[2]), targets[2], num_classes=self.source.num_classes)
 
 
+def some_rows(part: Any, num: int | None, seed: int) -> tuple[TensorDict, Tensor]:
+    """Observations and target of a labelled part: all rows or, if there are more, ``num`` that ``seed`` chose."""
+    if num is None or len(part.target) <= num:
+        return part.obs, part.target
+    index = torch.randperm(len(part.target), generator=Generator().manual_seed(seed))[:num].to(part.target.device)
+    return part.obs[index], part.target[index]
+
+
 def fit_probe(
     features: Sequence[Tensor], targets: Sequence[Tensor], *, num_classes: int, penalties: Sequence[float]
 ) -> Callable[[Tensor], Tensor]:
     """Fit on the first part [N, D], choose the penalty on the second.
 
     Args:
-        features, targets: of both parts; num_classes: 0 for regression.
+        features, targets: of both parts; num_classes: 0 for regression, of numbers [N] or vectors [N, K].
         penalties: see ``LinearProbe``.
 
     Returns:
-        What maps features [M, D] to the target [M] in its unit, or to logits [M, C].
+        What maps features [M, D] to the target [M] or [M, K] in its unit, or to logits [M, C].
     """
     mean, scale = moments(features[0])
     train, val = ((part - mean) / scale for part in features)
@@ -118,7 +133,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ridge(features: Tensor, target: Tensor, penalty: float) -> Tensor:
-    """Least squares with ``penalty`` N |w|^2, the intercept (last column) free: [D + 1]."""
+    """Least squares with ``penalty`` N |w|^2, the intercept (last column) free: [D + 1], or [D + 1, K] of vectors."""
     x, y = features.double(), target.double()
     gram = x.T @ x / len(x)
     free = torch.full((x.shape[1],), penalty, dtype=torch.float64, device=x.device)
@@ -143,10 +158,15 @@ def logistic(features: Tensor, target: Tensor, penalty: float, num_classes: int,
     return weights.detach()
 
 
+def confusion(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """How often each class (row) was taken for each (column): float64 [C, C]."""
+    counts = torch.zeros(num_classes, num_classes, device=target.device, dtype=torch.float64)
+    return counts.index_put_((target, predicted), counts.new_ones(()), accumulate=True)
+
+
 def classification_metrics(predicted: Tensor, target: Tensor, num_classes: int) -> dict[str, float]:
     """Accuracy, and F1 averaged over the classes that occur in target or prediction."""
-    counts = torch.zeros(num_classes, num_classes, device=target.device, dtype=torch.float64)
-    counts.index_put_((target, predicted), torch.ones((), dtype=torch.float64, device=target.device), accumulate=True)
+    counts = confusion(predicted, target, num_classes)
     hits, occurring = counts.diagonal(), counts.sum(0) + counts.sum(1)
     f1 = (2 * hits / occurring.clamp_min(1))[occurring > 0].mean()
     return {"accuracy": float(hits.sum() / counts.sum()), "macro_f1": float(f1)}

@@ -102,7 +102,7 @@ def in_chunks(function: Callable[[TensorDict], T], obs: TensorDict, size: int = 
 def require_parts(source: Any, name: str) -> None:
     """Raise a ValueError in the words of ``name`` if the source has no labelled parts."""
     if not hasattr(source, "part"):
-        raise ValueError(f"{name} needs labelled parts; {type(source).__name__} has none. Use env=tables")
+        raise ValueError(f"{name} needs labelled parts; {type(source).__name__} has none. Use env=tables or env=images")
 
 
 def device_of(objective: Objective) -> torch.device:

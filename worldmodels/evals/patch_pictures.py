@@ -1,0 +1,182 @@
+"""What an objective makes of pictures, to be looked at: masks, feature maps in colours, nearest neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from worldmodels.core import Embeds, Objective
+from worldmodels.evals.bev_maps import principal_colors
+from worldmodels.evals.dense_patches import Patches, patch_features
+from worldmodels.evals.picture_grids import Tile, tile_picture
+from worldmodels.evals.results import device_of, in_chunks, judging, pack
+from worldmodels.keys import CONTEXT, LABEL, OBSERVATION, PIXELS, TARGETS
+
+_SETS = ((0.94, 0.60, 0.0), (0.10, 0.60, 0.31), (0.12, 0.31, 0.61), (0.84, 0.19, 0.15))  # colours of target sets
+_HIDDEN = 0.55  # what a patch that nobody sees fades to
+
+
+class PatchPictures:
+    """Pictures of masks, of patches' principal components and of nearest neighbours, of the same samples every time.
+
+    Files: "masks.png", where the objective's transforms draw "context" and "targets": the picture, what the encoder
+    sees, and each set that is asked for in its colour; "features.png", where it has ``patches``: their three main
+    directions as colours, fitted on all pictures together; "patch_neighbours.png": patches at the middle of a picture
+    and the most similar ones of other pictures; "neighbours.png", where it has ``embed``: the same for whole pictures.
+
+    Scalars: "explained", share of the patches' variance in the three components; "neighbour_same_class", share of
+    nearest pictures with the same label, and "chance_same_class", of any other picture, where there are labels.
+
+    Args:
+        source: of pictures; those of ``split("test")`` where it has splits.
+        every: steps between two looks; 0 looks at the end only.
+        num: pictures drawn; num_neighbours: of each.
+        num_pool: pictures among which neighbours are looked for.
+        entry: of what ``embed`` gives; None takes the first by name.
+        chunk: pictures encoded at a time.
+        seed: of the pictures and their masks.
+        name: of this evaluator in logs and files.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Any,
+        every: int,
+        num: int = 6,
+        num_neighbours: int = 6,
+        num_pool: int = 512,
+        entry: str | None = None,
+        chunk: int = 256,
+        seed: int = 0,
+        name: str = "patch_pictures",
+    ) -> None:
+        if (OBSERVATION, PIXELS) not in source.spec.keys(True):
+            raise ValueError(f"{name} draws pictures; {type(source).__name__} has none. Use env=images")
+        if not 1 <= num <= num_pool or not 1 <= num_neighbours < num_pool:
+            raise ValueError(
+                f"{name}: num={num} and num_neighbours={num_neighbours} must be at least 1 and fit in "
+                f"num_pool={num_pool}"
+            )
+        self.source = source.split("test") if hasattr(source, "split") else source
+        self.every, self.name, self.entry, self.chunk, self.seed = every, name, entry, chunk, seed
+        self.num, self.num_neighbours, self.num_pool = num, num_neighbours, num_pool
+
+    def __call__(self, objective: Objective, step: int) -> TensorDict:
+        """Draw."""
+        title, files = f"step {step}" if step else "step 0 (untrained)", {}
+        metrics: dict[str, float] = {}
+        with judging(objective):
+            batch = self._batch(objective)
+            pixels = batch[OBSERVATION, PIXELS][:, 0]  # [N, 3, S, S], the first view where there are several
+            obs = TensorDict({PIXELS: pixels}, [len(pixels)])
+            images = pixels.permute(0, 2, 3, 1).cpu().numpy()
+            grid = getattr(getattr(objective, "encoder", None), "grid", ())
+            if CONTEXT in batch.keys() and TARGETS in batch.keys() and len(grid) == 2:
+                rows = mask_rows(images, batch[CONTEXT][: self.num], batch[TARGETS][: self.num], grid)
+                files["masks.png"] = tile_picture(rows, title=f"masks, {title}")
+            if isinstance(objective, Patches) and len(grid) == 2:
+                features = patch_features(objective, obs, self.chunk)  # [N, H W, D]
+                rows, metrics["explained"] = feature_rows(images, features[: self.num], grid)
+                files["features.png"] = tile_picture(rows, title=f"three main directions of patches, {title}")
+                rows = self.patch_rows(images, features, grid)
+                files["patch_neighbours.png"] = tile_picture(rows, title=f"nearest patches, {title}")
+            if isinstance(objective, Embeds):
+                latent = in_chunks(objective.embed, obs, self.chunk)
+                entry = self.entry or min(map(str, latent.keys()))
+                label = batch[LABEL].reshape(len(pixels), -1)[:, 0] if LABEL in batch.keys() else None
+                rows, found = self.picture_rows(images, latent[entry].float(), label)
+                files["neighbours.png"] = tile_picture(rows, title=f"nearest by {entry}, {title}")
+                metrics |= found
+        if not files:
+            raise ValueError(f"{self.name}: {type(objective).__name__} has no masks, no patches(obs) and no embed(obs)")
+        return pack(metrics, files=files)
+
+    def _batch(self, objective: Objective) -> TensorDict:
+        """Samples as the objective trains on them, its transforms drawn from this evaluator's seed."""
+        generator = Generator(device_of(objective)).manual_seed(self.seed)
+        batch = self.source.sample(self.num_pool, objective.window, generator)
+        for transform in objective.transforms():
+            batch = transform(batch, generator)
+        return batch
+
+    def patch_rows(self, images: np.ndarray, features: Tensor, grid: tuple[int, int]) -> list[list[Tile]]:
+        """The middle patch of each of the first pictures, and the most similar patches of other pictures, one each."""
+        middle = (grid[0] // 2) * grid[1] + grid[1] // 2
+        unit = F.normalize(features, dim=-1)
+        cosine = torch.einsum("qd,nkd->qnk", unit[: self.num, middle], unit)
+        best, place = cosine.max(-1)  # of each picture, [num, N]
+        best[torch.arange(self.num), torch.arange(self.num)] = -torch.inf
+        nearest = best.topk(self.num_neighbours)
+        rows = []
+        for query in range(self.num):
+            row = [Tile(images[query], _box(images, grid, middle), "patch")]
+            for score, index in zip(nearest.values[query].tolist(), nearest.indices[query].tolist(), strict=True):
+                row.append(Tile(images[index], _box(images, grid, int(place[query, index])), f"{score:.2f}"))
+            rows.append(row)
+        return rows
+
+    def picture_rows(
+        self, images: np.ndarray, latent: Tensor, label: Tensor | None
+    ) -> tuple[list[list[Tile]], dict[str, float]]:
+        """Each of the first pictures and those most similar to it by latents [N, D]; and what their labels say."""
+        unit = F.normalize(latent, dim=-1)
+        nearest = (unit @ unit.T).fill_diagonal_(-torch.inf).topk(self.num_neighbours)
+        rows = []
+        for query in range(self.num):
+            row = [Tile(images[query], None, "picture")]
+            for score, index in zip(nearest.values[query].tolist(), nearest.indices[query].tolist(), strict=True):
+                row.append(Tile(images[index], None, f"{score:.2f}"))
+            rows.append(row)
+        if label is None or label.is_floating_point():
+            return rows, {}
+        same, others = label[:, None] == label[None], len(label) - 1
+        return rows, {
+            "neighbour_same_class": float((label[nearest.indices] == label[:, None]).double().mean()),
+            "chance_same_class": float((same.double().sum(1) - 1).mean() / others),
+        }
+
+
+def mask_rows(images: np.ndarray, context: Tensor, targets: Tensor, grid: tuple[int, int]) -> list[list[Tile]]:
+    """For each picture: itself, what is shown of it, and each set that is asked for.
+
+    Args:
+        images: uint8 [N, S, S, 3]; context: int64 [n, K]; targets: int64 [n, M, K'], -1 is padding.
+    """
+    rows = []
+    for image, shown, asked in zip(images, context, targets, strict=False):
+        picture = image / 255
+        is_shown = _pixels_of(shown, grid, image.shape[:2])
+        row = [Tile(picture, None, "picture"), Tile(np.where(is_shown, picture, _HIDDEN), None, "context")]
+        for i, chosen in enumerate(asked):
+            is_asked, tint = _pixels_of(chosen, grid, image.shape[:2]), np.array(_SETS[i % len(_SETS)])
+            tinted = np.where(is_asked, 0.6 * picture + 0.4 * tint, 0.25 * picture + 0.75 * _HIDDEN)
+            row.append(Tile(tinted, None, f"target {i + 1}"))
+        rows.append(row)
+    return rows
+
+
+def feature_rows(images: np.ndarray, features: Tensor, grid: tuple[int, int]) -> tuple[list[list[Tile]], float]:
+    """Each picture beside its patches' three main directions as colours, and the share of variance that these hold."""
+    colors, explained = principal_colors(features.flatten(0, 1))
+    maps = colors.unflatten(0, (len(features), *grid)).cpu().numpy()  # [n, H, W, 3]
+    return [[Tile(image), Tile(found)] for image, found in zip(images, maps, strict=False)], explained
+
+
+def _pixels_of(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Which pixels [S, S, 1] tokens [K] of a grid cover; -1 is padding."""
+    is_chosen = torch.zeros(grid[0] * grid[1] + 1, dtype=torch.bool, device=tokens.device)
+    is_chosen[tokens] = True  # padding marks the last one, which is no token
+    is_chosen = is_chosen[:-1].reshape(grid).repeat_interleave(size[0] // grid[0], 0)
+    return is_chosen.repeat_interleave(size[1] // grid[1], 1)[..., None].cpu().numpy()
+
+
+def _box(images: np.ndarray, grid: tuple[int, int], token: int) -> tuple[float, float, float, float]:
+    """Left, top, width and height of a token's patch in pixels."""
+    height, width = images.shape[1] / grid[0], images.shape[2] / grid[1]
+    return (token % grid[1]) * width, (token // grid[1]) * height, width, height
