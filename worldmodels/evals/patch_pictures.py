@@ -162,10 +162,10 @@ def mask_rows(images: np.ndarray, context: Tensor, targets: Tensor, grid: tuple[
 
 
 def feature_rows(images: np.ndarray, features: Tensor, grid: tuple[int, int]) -> tuple[list[list[Tile]], float]:
-    """Each picture beside its patches' three main directions as colours, and the share of variance that these hold."""
+    """Pictures above their patches' three main directions as colours, and the share of variance that these hold."""
     colors, explained = principal_colors(features.flatten(0, 1))
     maps = colors.unflatten(0, (len(features), *grid)).cpu().numpy()  # [n, H, W, 3]
-    return [[Tile(image), Tile(found)] for image, found in zip(images, maps, strict=False)], explained
+    return [[Tile(image) for image in images[: len(maps)]], [Tile(found) for found in maps]], explained
 
 
 def _pixels_of(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
