@@ -214,6 +214,16 @@ def test_targets_of_the_head_keep_regions_apart_and_calm_them():
     assert ratio(targets) > 2 * ratio(features)
 
 
+@pytest.mark.parametrize("options", [{}, {"is_within_block": True}, {"released": True}])
+def test_the_loss_compiles_whole(options, unchecked):
+    """The contract test compiles a loss that systems inherit for the first of them only."""
+    objective = dmt_jepa(**options)
+    batch = batch_of(objective)
+    torch._dynamo.reset()
+    compiled = torch.compile(objective.loss, fullgraph=True, backend="eager")(batch)["loss", "prediction"]
+    torch.testing.assert_close(compiled, objective.loss(batch)["loss", "prediction"])
+
+
 def test_heads_are_trained_followed_and_saved():
     objective = dmt_jepa()
     names = {name.split(".")[0] for name in objective.state_dict()}

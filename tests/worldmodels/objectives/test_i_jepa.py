@@ -46,6 +46,14 @@ def test_padding_changes_neither_loss_nor_statistics(monkeypatch):
             torch.testing.assert_close(padded[kind, name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_the_loss_compiles_whole(unchecked):
+    objective = i_jepa()
+    batch = batch_of(objective)
+    torch._dynamo.reset()
+    compiled = torch.compile(objective.loss, fullgraph=True, backend="eager")(batch)["loss", "prediction"]
+    torch.testing.assert_close(compiled, objective.loss(batch)["loss", "prediction"])
+
+
 def test_targets_get_no_gradient_and_follow():
     objective = i_jepa()
     objective.loss(batch_of(objective))["loss", "prediction"].backward()
