@@ -10,7 +10,7 @@ that of I-JEPA (arXiv 2301.08243).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -181,10 +181,19 @@ class AugmentedViews:
     def differences(self, transformation: Tensor) -> Tensor:
         """Actions [B, V, A] of transformations [B, V, 9]: what leads to the next view; zero for the last."""
         if self.is_released_scale:
-            scaled = F.normalize(transformation, dim=1)
-        else:
-            scaled = transformation / transformation.new_tensor(self.units)
-        return to_next(scaled[..., self.columns])
+            return to_next(F.normalize(transformation, dim=1)[..., self.columns])
+        return to_next(transformation, self.action_between)
+
+    def action_between(self, transformation_a: Tensor, transformation_b: Tensor) -> Tensor:
+        """Action [..., A] that leads from a view made by one transformation [..., 9] to one made by another.
+
+        Raises:
+            ValueError: with ``normalize="released"``, whose actions depend on all views of a sample.
+        """
+        if self.is_released_scale:
+            raise ValueError("views.normalize=released has no action between two views alone: use standard")
+        change = (transformation_b - transformation_a) / transformation_a.new_tensor(self.units)
+        return change[..., self.columns]
 
 
 def draw_crops(
@@ -256,9 +265,9 @@ def with_views(batch: TensorDict, pixels: Tensor, transformation: Tensor, action
     return rows.update({OBSERVATION: obs, TRANSFORMATION: transformation, ACTION: action})
 
 
-def to_next(values: Tensor) -> Tensor:
-    """Differences [B, V, A] from each row of [B, V, A] to the next; zero for the last."""
-    return F.pad(values.diff(dim=1), (0, 0, 0, 1))
+def to_next(rows: Tensor, between: Callable[[Tensor, Tensor], Tensor] = lambda a, b: b - a) -> Tensor:
+    """What leads from each row of [B, V, P] to the next, [B, V, A]; zero for the last."""
+    return F.pad(between(rows[:, :-1], rows[:, 1:]), (0, 0, 0, 1))
 
 
 def check_num(num_views: int) -> int:

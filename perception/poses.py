@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torchrl.data import Composite
 
 from perception.augment import check_num, picture_shape, to_next, view_spec
-from worldmodels.geometry.rotations import between, canonical, from_euler_xyz
+from worldmodels.geometry.rotations import between, from_euler_xyz
 from worldmodels.keys import ACTION, OBSERVATION, PIXELS, TRANSFORMATION
 
 COLUMNS = {"hue": (3, 6), "spot": (4, 5)}  # of a transformation: floor and spot hue; direction of the spot light
@@ -52,20 +52,12 @@ class PoseViews:
         """Add "action" [B, V, A]; nothing is drawn."""
         if batch[OBSERVATION, PIXELS].shape[1] != self.num:
             raise ValueError(f"views.num_views={self.num}, but windows of {batch[OBSERVATION, PIXELS].shape[1]} rows")
-        pose = batch[TRANSFORMATION]  # [B, V, 7]
-        parts = [to_next(pose[..., self.columns])]
+        return batch.copy().set(ACTION, to_next(batch[TRANSFORMATION], self.action_between))
+
+    def action_between(self, transformation_a: Tensor, transformation_b: Tensor) -> Tensor:
+        """Action [..., A] that leads from one pose [..., 7] to another; from zeros, the pose's own orientation."""
+        parts = [(transformation_b - transformation_a)[..., self.columns]]
         if self.has_rotation:
-            parts.insert(0, turns(pose[..., :3]))
-        return batch.copy().set(ACTION, torch.cat(parts, -1))
-
-
-def orientation(angles: Tensor) -> Tensor:
-    """Quaternions [..., 4], w >= 0, of the angles [..., 3] of poses."""
-    return canonical(from_euler_xyz(angles))
-
-
-def turns(angles: Tensor) -> Tensor:
-    """Rotations [B, V, 4] from each of the poses [B, V, 3] to the next, as seen from it; zero for the last."""
-    quaternion = from_euler_xyz(angles)
-    step = between(quaternion[:, :-1], quaternion[:, 1:])
-    return torch.cat((step, torch.zeros_like(quaternion[:, :1])), 1)
+            start, end = (from_euler_xyz(pose[..., :3]) for pose in (transformation_a, transformation_b))
+            parts.insert(0, between(start, end))
+        return torch.cat(parts, -1)

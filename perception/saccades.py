@@ -64,7 +64,11 @@ class Saccades:
         pictures = single_pictures(batch)
         fixations = self.fixate(pictures, generator)
         place = fixations / fixations.new_tensor(self.source_shape)  # [B, V, 2]
-        return with_views(batch, self.patches(pictures, fixations), place, to_next(place))
+        return with_views(batch, self.patches(pictures, fixations), place, to_next(place, self.action_between))
+
+    def action_between(self, transformation_a: Tensor, transformation_b: Tensor) -> Tensor:
+        """Way [..., 2] from one fixation to another, in heights and widths of the picture."""
+        return transformation_b - transformation_a
 
     def fixate(self, pictures: Tensor, generator: Generator) -> Tensor:
         """Draw fixations int64 [B, V, 2], row and column, in pictures uint8 [B, 3, H, W]."""

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Generator
 from torchrl.data import Bounded, Categorical, Composite, Unbounded
 
-from perception.poses import PoseViews, orientation
+from perception.poses import PoseViews
 from worldmodels.core import Views
 
 SPEC = Composite(
@@ -51,8 +51,14 @@ def test_actions_are_relative_rotations_then_differences():
         np.testing.assert_allclose(made["action"][index, :2, :4].numpy(), expected, atol=1e-5)
     steps = batch["transformation"].diff(dim=1)[..., [3, 6, 4, 5]]
     torch.testing.assert_close(made["action"][:, :2, 4:], steps)
-    alone = orientation(batch["transformation"][..., :3])
-    assert (alone[..., 3] >= 0).all()
+    first, last = batch["transformation"][:, 0], batch["transformation"][:, 2]
+    way = Rotation.from_euler("xyz", first[:, :3].numpy()).inv() * Rotation.from_euler("xyz", last[:, :3].numpy())
+    found = views.action_between(first, last)
+    np.testing.assert_allclose(found[:, :4].numpy(), way.as_quat(canonical=True), atol=1e-5)
+    torch.testing.assert_close(found[:, 4:], (last - first)[:, [3, 6, 4, 5]])
+    alone = views.action_between(torch.zeros_like(first), first)  # from no rotation: the pose's own
+    own = Rotation.from_euler("xyz", first[:, :3].numpy()).as_quat(canonical=True)
+    np.testing.assert_allclose(alone[:, :4].numpy(), own, atol=1e-5)
 
 
 @pytest.mark.parametrize(("action", "size"), [(["rotation"], 4), (["rotation", "hue"], 6), (["hue"], 2)])

@@ -66,13 +66,13 @@ def require_dense(source: Any, name: str) -> None:
     if not hasattr(source, "dense"):
         raise ValueError(
             f"{name} needs pictures with a class for every pixel; {type(source).__name__} has no dense(name). "
-            "Use env=images with env.dataset=camvid"
+            "Use env=images and an env.path in CamVid's layout: train and trainannot, val and valannot, ..."
         )
 
 
 def picture_size(objective: Any, source: Any) -> tuple[int, int]:
     """Height and width of the pictures that the objective's encoder was built for: those of its views or the source."""
-    spec = objective.views.spec if hasattr(objective, "views") and hasattr(objective.views, "spec") else source.spec
+    spec = objective.make_views.spec if hasattr(objective, "make_views") else source.spec
     return tuple(spec[OBSERVATION, PIXELS].shape[-2:])
 
 

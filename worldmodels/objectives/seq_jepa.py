@@ -54,7 +54,7 @@ class SeqJEPA(ViewObjective):
         dim = self.encoder.dim
         self.norm = nn.BatchNorm1d(dim, affine=False) if has_latent_norm else nn.Identity()
         self.predictor = predictor(dim, self.action_dim)
-        if self.views.num == 2 and self.predictor.has_actions_between and not self.predictor.has_last_action:
+        if self.make_views.num == 2 and self.predictor.has_actions_between and not self.predictor.has_last_action:
             raise ValueError(
                 "views.num_views=2 shows one view, so no action lies between views and none would be used: take more, "
                 "or set has_last_action=true or has_actions_between=false of objective.predictor"

@@ -47,13 +47,13 @@ class ViewObjective(Objective):
         least: int = 2,
     ) -> None:
         super().__init__()
-        self.views = views(spec)
-        if self.views.num < least:
+        self.make_views = views(spec)  # core.TwoViews calls something else views
+        if self.make_views.num < least:
             raise ValueError(
-                f"views.num_views={self.views.num}: {type(self).__name__} needs at least {least} views of a sample"
+                f"views.num_views={self.make_views.num}: {type(self).__name__} needs at least {least} views of a sample"
             )
-        self.window = self.views.window
-        self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(self.views.spec)
+        self.window = self.make_views.window
+        self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(self.make_views.spec)
 
     @property
     def action_dim(self) -> int:
@@ -62,10 +62,10 @@ class ViewObjective(Objective):
         Raises:
             ValueError: if the views tell of none.
         """
-        if ACTION not in self.views.spec.keys():
-            have = sorted(map(str, self.views.spec.keys()))
+        if ACTION not in self.make_views.spec.keys():
+            have = sorted(map(str, self.make_views.spec.keys()))
             raise ValueError(f"{type(self).__name__} needs the action between views; these views have {have}")
-        return self.views.spec[ACTION].shape[-1]
+        return self.make_views.spec[ACTION].shape[-1]
 
     def phases(self) -> tuple[Phase, ...]:
         """A single one; biases and other vectors are groups of their own, to be kept from decay."""
@@ -80,7 +80,7 @@ class ViewObjective(Objective):
 
     def transforms(self) -> tuple[Transform, ...]:
         """The views of a batch."""
-        return (self.views,)
+        return (self.make_views,)
 
     @torch.no_grad()
     def prepare(self, batch: TensorDict) -> TensorDict:
@@ -109,6 +109,11 @@ class ViewObjective(Objective):
     def embed(self, obs: TensorDict) -> TensorDict:
         """The encoder's latent of single pictures [B]: "view" [B, D]."""
         return TensorDict({"view": self.encode(obs)}, batch_size=obs.batch_size)
+
+    def views(self, batch: TensorDict) -> tuple[TensorDict, TensorDict]:
+        """The first two views, which ``embed`` can encode as they are."""
+        first, second = (rows(batch[OBSERVATION], slice(t, t + 1)) for t in (0, 1))
+        return tuple(TensorDict({OBSERVATION: obs}, obs.batch_size) for obs in (first, second))
 
 
 class ConditionalObjective(ViewObjective):
