@@ -7,12 +7,13 @@ the reinforcement-learning method of that name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Target, Views
+from worldmodels.core import Target
 from worldmodels.keys import OBSERVATION, POOLED
 from worldmodels.losses import cosine_distance
 from worldmodels.nn.projector import Projector
@@ -23,23 +24,23 @@ class BYOLImage(ViewObjective):
     """Each view predicts the other.
 
     Args:
-        spec, encoder, views: as of ``ViewObjective``.
+        spec: one row of the source.
         projector: factory ``projector(dim)``.
         hidden: widths of the predictor's hidden layers.
         target: factory of the target networks.
+        shared: encoder and views, see ``ViewObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         projector: Callable[[int], Projector],
         hidden: Sequence[int],
         target: Callable[[nn.Module], Target],
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, encoder=encoder, views=views)
+        super().__init__(spec, **shared)
         self.projector = projector(self.encoder.dim)
         self.predictor = Projector(self.projector.dim, [*hidden, self.projector.dim])
         self.target, self.target_projector = target(self.encoder), target(self.projector)

@@ -5,17 +5,17 @@ A baseline of seq-JEPA (arXiv 2505.03176; sheet seq_jepa, 1.8), whose code predi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Target, Views
+from worldmodels.core import Target
 from worldmodels.keys import ACTION, OBSERVATION, POOLED
 from worldmodels.losses import cosine_distance
-from worldmodels.nn.projector import Projector
 from worldmodels.objectives.two_views import ConditionalObjective, goal_stats, rows
 
 
@@ -23,23 +23,19 @@ class ConditionalBYOL(ConditionalObjective):
     """The first view and the action predict the second view.
 
     Args:
-        spec, encoder, views, projector, action_width, hidden: as of ``ConditionalObjective``.
+        spec: one row of the source.
         target: factory of the target networks.
+        shared: see ``ConditionalObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
-        projector: Callable[[int], Projector],
-        hidden: Sequence[int],
         target: Callable[[nn.Module], Target],
-        action_width: int = 128,
+        **shared: Any,
     ) -> None:
-        heads = {"projector": projector, "hidden": hidden, "action_width": action_width}
-        super().__init__(spec, encoder=encoder, views=views, **heads)
+        super().__init__(spec, **shared)
         self.target, self.target_projector = target(self.encoder), target(self.projector)
 
     def loss(self, batch: TensorDict) -> TensorDict:

@@ -7,11 +7,11 @@ there, the equivariance loss goes from view to view; in the paper from the untra
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tensordict import TensorDict
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Views
 from worldmodels.keys import ACTION
 from worldmodels.losses import nt_xent
 from worldmodels.nn.projector import Projector
@@ -22,23 +22,21 @@ class EquiMod(ConditionalObjective):
     """An invariant and an equivariant NT-Xent, each on projections of its own.
 
     Args:
-        spec, encoder, views, action_width: as of ``ConditionalObjective``.
+        spec: one row of the source.
         projector: factory ``projector(dim)``, called for each loss.
         temperature: tau of both losses.
+        shared: see ``ConditionalObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         projector: Callable[[int], Projector],
-        action_width: int = 128,
         temperature: int | float = 0.1,
+        **shared: Any,
     ) -> None:
-        heads = {"projector": projector, "action_width": action_width, "has_last_norm": True}
-        super().__init__(spec, encoder=encoder, views=views, **heads)
+        super().__init__(spec, projector=projector, has_last_norm=True, **shared)
         self.invariant_projector, self.temperature = projector(self.encoder.dim), temperature
 
     def loss(self, batch: TensorDict) -> TensorDict:

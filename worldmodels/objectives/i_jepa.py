@@ -33,6 +33,7 @@ from worldmodels.keys import (
     TOKENS,
 )
 from worldmodels.masking import MultiBlock
+from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.nn.transformer import gather_tokens
 
 
@@ -79,11 +80,8 @@ class IJEPA(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         """A single one; biases and other vectors are groups of their own, to be kept from decay."""
-        params: dict[str, list[nn.Parameter]] = {}
-        for name, module in self.trained().items():
-            params[name] = [p for p in module.parameters() if p.ndim > 1]
-            params[f"{name}_vectors"] = [p for p in module.parameters() if p.ndim <= 1]
-        return (Phase("i_jepa", self.loss, params),)
+        parts = {name: module.parameters() for name, module in self.trained().items()}
+        return (Phase("i_jepa", self.loss, matrices_and_vectors(parts)),)
 
     def trained(self) -> dict[str, nn.Module]:
         """The networks that get gradients, by name."""

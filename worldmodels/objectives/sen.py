@@ -6,15 +6,13 @@ contrastive form and with the sizes of seq-JEPA's comparison (sheet seq_jepa, 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from tensordict import TensorDict
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Views
 from worldmodels.keys import ACTION
 from worldmodels.losses import nt_xent
-from worldmodels.nn.projector import Projector
 from worldmodels.objectives.two_views import ConditionalObjective, goal_stats
 
 
@@ -22,22 +20,19 @@ class SEN(ConditionalObjective):
     """Contrasts predicted with real projections.
 
     Args:
-        spec, encoder, views, projector, action_width: as of ``ConditionalObjective``.
+        spec: one row of the source.
         temperature: tau.
+        shared: see ``ConditionalObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
-        projector: Callable[[int], Projector],
-        action_width: int = 128,
         temperature: int | float = 0.5,
+        **shared: Any,
     ) -> None:
-        heads = {"projector": projector, "action_width": action_width, "has_last_norm": True}
-        super().__init__(spec, encoder=encoder, views=views, **heads)
+        super().__init__(spec, has_last_norm=True, **shared)
         self.temperature = temperature
 
     def loss(self, batch: TensorDict) -> TensorDict:

@@ -12,13 +12,14 @@ every epoch; see ``worldmodels.predictors.sequence`` for the batch norm of actio
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Target, Views
+from worldmodels.core import Target
 from worldmodels.keys import ACTION, OBSERVATION, POOLED
 from worldmodels.losses import cosine_distance
 from worldmodels.objectives.two_views import ViewObjective, goal_stats, rows
@@ -29,12 +30,11 @@ class SeqJEPA(ViewObjective):
 
     Args:
         spec: one row of the source.
-        encoder: perception with a pooled latent, a factory or a module shared with other objectives.
-        views: factory of the views; of their ``num`` the last is predicted, M = num - 1 are seen.
         predictor: factory ``predictor(dim, action_dim)``, such as ``SequencePredictor``.
         target: factory of the target encoder.
         has_latent_norm: whether latents go through a batch norm without scale and shift. The paper has none; short
             runs collapse to the mean direction without it (sheet seq_jepa, pitfall 5).
+        shared: encoder and views; of these the last is predicted, M = num - 1 are seen.
 
     Raises:
         ValueError: if there are fewer than two views, or one is seen and only actions between views are used.
@@ -44,13 +44,12 @@ class SeqJEPA(ViewObjective):
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         predictor: Callable[..., nn.Module],
         target: Callable[[nn.Module], Target],
         has_latent_norm: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, encoder=encoder, views=views)
+        super().__init__(spec, **shared)
         dim = self.encoder.dim
         self.norm = nn.BatchNorm1d(dim, affine=False) if has_latent_norm else nn.Identity()
         self.predictor = predictor(dim, self.action_dim)

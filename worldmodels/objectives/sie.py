@@ -8,6 +8,7 @@ decorrelated together, and the variance of predictions is kept up, too, because 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -15,7 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Views
 from worldmodels.keys import ACTION
 from worldmodels.losses import decorrelation, deviation_hinge
 from worldmodels.nn.projector import Projector
@@ -27,8 +27,9 @@ class SIE(ViewObjective):
     """Splits the latent in an invariant and an equivariant half.
 
     Args:
-        spec, encoder, views: as of ``ViewObjective``.
+        spec: one row of the source.
         projector: factory ``projector(dim)``, called for each half.
+        shared: encoder and views, see ``ViewObjective``.
 
     Raises:
         ValueError: if the encoder's width is odd.
@@ -38,11 +39,10 @@ class SIE(ViewObjective):
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         projector: Callable[[int], Projector],
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, encoder=encoder, views=views)
+        super().__init__(spec, **shared)
         if self.encoder.dim % 2:
             raise ValueError(f"SIE halves the latent: the encoder's width, {self.encoder.dim}, must be even")
         self.invariant_projector, self.projector = (projector(self.encoder.dim // 2) for _ in range(2))

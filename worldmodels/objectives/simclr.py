@@ -6,11 +6,11 @@ Paper: Chen et al. 2020 (arXiv 2002.05709). Sizes as in seq-JEPA's comparison (s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tensordict import TensorDict
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Views
 from worldmodels.losses import nt_xent
 from worldmodels.nn.projector import Projector
 from worldmodels.objectives.two_views import ViewObjective
@@ -20,21 +20,21 @@ class SimCLR(ViewObjective):
     """Contrasts projected latents.
 
     Args:
-        spec, encoder, views: as of ``ViewObjective``.
+        spec: one row of the source.
         projector: factory ``projector(dim)``.
         temperature: tau.
+        shared: encoder and views, see ``ViewObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         projector: Callable[[int], Projector],
         temperature: int | float = 0.5,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, encoder=encoder, views=views)
+        super().__init__(spec, **shared)
         self.projector, self.temperature = projector(self.encoder.dim), temperature
 
     def loss(self, batch: TensorDict) -> TensorDict:

@@ -35,6 +35,7 @@ from worldmodels.keys import (
     TOKENS,
 )
 from worldmodels.masking import RandomSubsets, counts
+from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.nn.transformer import all_tokens
 
 
@@ -89,11 +90,8 @@ class TJEPA(Objective):
 
     def phases(self) -> tuple[Phase, ...]:
         """A single one; biases and other vectors are groups of their own, to be kept from decay."""
-        params: dict[str, list[nn.Parameter]] = {}
-        for name, module in (("encoder", self.encoder), ("predictor", self.predictor)):
-            params[name] = [p for p in module.parameters() if p.ndim > 1]
-            params[f"{name}_vectors"] = [p for p in module.parameters() if p.ndim <= 1]
-        return (Phase("t_jepa", self.loss, params),)
+        parts = {"encoder": self.encoder.parameters(), "predictor": self.predictor.parameters()}
+        return (Phase("t_jepa", self.loss, matrices_and_vectors(parts)),)
 
     def transforms(self) -> tuple[Transform, ...]:
         """The masks of a batch."""

@@ -22,6 +22,7 @@ from torchrl.data import Composite
 
 from worldmodels.core import Encoder, Objective, Phase, Transform, Views
 from worldmodels.keys import ACTION, LOSS, OBSERVATION, POOLED, STAT
+from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.nn.projector import Projector
 
 
@@ -32,10 +33,9 @@ class ViewObjective(Objective):
         spec: one row of the source.
         encoder: perception with a pooled latent, a factory or a module shared with other objectives.
         views: factory of the views, ``views(spec)``.
-        least: views that the method needs.
 
     Raises:
-        ValueError: if there are fewer views.
+        ValueError: if there are fewer than two views.
     """
 
     def __init__(
@@ -44,13 +44,12 @@ class ViewObjective(Objective):
         *,
         encoder: Callable[[Composite], Encoder] | Encoder,
         views: Callable[[Composite], Views],
-        least: int = 2,
     ) -> None:
         super().__init__()
         self.make_views = views(spec)  # core.TwoViews calls something else views
-        if self.make_views.num < least:
+        if self.make_views.num < 2:
             raise ValueError(
-                f"views.num_views={self.make_views.num}: {type(self).__name__} needs at least {least} views of a sample"
+                f"views.num_views={self.make_views.num}: {type(self).__name__} needs at least two views of a sample"
             )
         self.window = self.make_views.window
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(self.make_views.spec)
@@ -72,11 +71,7 @@ class ViewObjective(Objective):
         encoder = [*self.encoder.parameters()]
         known = {id(p) for p in encoder}
         heads = [p for p in self.parameters() if id(p) not in known and p.requires_grad]  # targets require none
-        params: dict[str, list[nn.Parameter]] = {}
-        for name, group in (("encoder", encoder), ("heads", heads)):
-            params[name] = [p for p in group if p.ndim > 1]
-            params[f"{name}_vectors"] = [p for p in group if p.ndim <= 1]
-        return (Phase("views", self.loss, params),)
+        return (Phase("views", self.loss, matrices_and_vectors({"encoder": encoder, "heads": heads})),)
 
     def transforms(self) -> tuple[Transform, ...]:
         """The views of a batch."""
@@ -120,25 +115,25 @@ class ConditionalObjective(ViewObjective):
     """Predicts the second view's projection from the first one's and the action (abstract).
 
     Args:
-        spec, encoder, views: as of ``ViewObjective``.
+        spec: one row of the source.
         projector: factory ``projector(dim)``.
         action_width: width of an embedded action.
         hidden: widths of the predictor's hidden layers; none is a linear predictor.
         has_last_norm: whether predictions go through a batch norm without scale and shift.
+        shared: encoder and views, see ``ViewObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         projector: Callable[[int], Projector],
-        action_width: int,
+        action_width: int = 128,
         hidden: Sequence[int] = (),
         has_last_norm: bool = False,
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, encoder=encoder, views=views)
+        super().__init__(spec, **shared)
         self.projector = projector(self.encoder.dim)
         self.action_net = Projector(self.action_dim, [action_width], has_last_norm=True)
         in_dim, dim = self.projector.dim + action_width, self.projector.dim

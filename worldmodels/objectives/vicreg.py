@@ -7,12 +7,12 @@ the mean of both views' (the paper sums both); weights are chosen for that. Size
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tensordict import TensorDict
 from torch.nn import functional as F
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Views
 from worldmodels.losses import decorrelation, deviation_hinge
 from worldmodels.nn.projector import Projector
 from worldmodels.objectives.two_views import ViewObjective
@@ -22,19 +22,19 @@ class VICReg(ViewObjective):
     """Variance, invariance and covariance of projected latents.
 
     Args:
-        spec, encoder, views: as of ``ViewObjective``.
+        spec: one row of the source.
         projector: factory ``projector(dim)``.
+        shared: encoder and views, see ``ViewObjective``.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Callable[[Composite], Encoder] | Encoder,
-        views: Callable[[Composite], Views],
         projector: Callable[[int], Projector],
+        **shared: Any,
     ) -> None:
-        super().__init__(spec, encoder=encoder, views=views)
+        super().__init__(spec, **shared)
         self.projector = projector(self.encoder.dim)
 
     def loss(self, batch: TensorDict) -> TensorDict:
