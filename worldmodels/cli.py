@@ -48,7 +48,7 @@ def leaves(node: Any, prefix: str = "") -> list[str]:
 
 def check_overrides(arguments: list[str], config_name: str = "config") -> None:
     """Compose the configuration once and turn what is wrong with the arguments into one line."""
-    if any(a.startswith("-") for a in arguments):  # --help, --cfg, ...: Hydra's own
+    if any(a.startswith("-") for a in arguments):  # --cfg, --info, ...: Hydra's own
         return
     from hydra import initialize_config_module
 

@@ -12,6 +12,7 @@ import hydra
 from omegaconf import DictConfig
 
 from worldmodels.cli import check_overrides
+from worldmodels.help import help_text
 from worldmodels.sweep import is_sweep, sweep, train
 
 
@@ -23,6 +24,9 @@ def launch(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv):
+        print(help_text([argument for argument in sys.argv[1:] if not argument.startswith("-")]))
+        sys.exit()
     if is_sweep(sys.argv[1:]):
         sys.exit(sweep(sys.argv[1:]))
     check_overrides(sys.argv[1:])

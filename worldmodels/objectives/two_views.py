@@ -49,7 +49,7 @@ class ViewObjective(Objective):
         self.make_views = views(spec)  # core.TwoViews calls something else views
         if self.make_views.num < 2:
             raise ValueError(
-                f"views.num_views={self.make_views.num}: {type(self).__name__} needs at least two views of a sample"
+                f"views.num_views={self.make_views.num}: {type(self).__name__} needs at least 2 views of a sample"
             )
         self.window = self.make_views.window
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(self.make_views.spec)
