@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +22,7 @@ from hydra import compose, initialize_config_module
 from tensordict import TensorDict
 from torch import Tensor
 
+from benchmarks.runs import save_table
 from benchmarks.update_speed import hardware, today
 from worldmodels import build
 from worldmodels.environment import keep_freed_memory
@@ -31,7 +30,6 @@ from worldmodels.keys import CONTEXT, LOSS, OBSERVATION, TARGETS
 
 METHODS = ("i_jepa", "dmt_jepa")
 WARMUP = 2  # calls before any is timed
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Bench:
@@ -155,12 +153,10 @@ def main() -> None:
     pairs = [[bench.once(bench.update) for bench in benches] for _ in range(args.updates)]
     whole = [list(times) for times in zip(*pairs, strict=True)]
     text = report(benches, whole, [bench.parts() for bench in benches], settings)
-    print(text)
-    if not args.no_save:
-        words = f"image_update_{'_'.join(settings) or 'small'}_{hardware(device)}_{args.threads}threads_{today()}"
-        path = ROOT / "benchmarks" / "results" / (re.sub(r"[^a-z0-9]+", "-", words.lower()) + ".md")
-        path.write_text(text)
-        print(f"written to {path.relative_to(ROOT)}")
+    if args.no_save:
+        print(text)
+    else:
+        save_table(f"image_update_{'_'.join(settings) or 'small'}_{hardware(device)}_{args.threads}threads", text)
 
 
 if __name__ == "__main__":

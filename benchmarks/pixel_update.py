@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Bounded, Composite
 
+from benchmarks.runs import save_table
 from benchmarks.update_speed import hardware, resident, today
 from envs.replay import TrajectoryStore
 from worldmodels import build
@@ -39,7 +39,6 @@ from worldmodels.keys import ACTION, LOSS, OBSERVATION, PIXELS, POOLED, TERMINAT
 ROWS, LENGTH = 4_000, 200  # of the store: 47 MiB, larger than the caches
 ACTION_DIMS = {"point_mass_maze": 2, "walker": 6, "cheetah": 6, "quadruped": 12}  # others: an arm's 5
 WARMUP = 2  # calls before any is timed
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class Part(NamedTuple):
@@ -266,12 +265,10 @@ def main() -> None:
     whole = [bench.once(bench.update) for _ in range(args.updates)]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - before
     text = report(bench, settings, whole, bench.parts(), peak)
-    print(text)
-    if not args.no_save:
-        words = f"pixel_update_{'_'.join(settings)}_{hardware(device)}_{args.threads}threads_{today()}"
-        path = ROOT / "benchmarks" / "results" / (re.sub(r"[^a-z0-9]+", "-", words.lower()) + ".md")
-        path.write_text(text)
-        print(f"written to {path.relative_to(ROOT)}")
+    if args.no_save:
+        print(text)
+    else:
+        save_table(f"pixel_update_{'_'.join(settings)}_{hardware(device)}_{args.threads}threads", text)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,6 @@ OBS, ACT, BATCH = 5, 2, 8
 STATE_DIM, TASK_DIM = 6, 4
 
 
-@pytest.fixture
-def float64(monkeypatch):
-    """Everything in float64, also where code leaves bfloat16 autocast with ``.float()``."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def make_agent(kind: Any, spec: Composite | None = None, **options: Any) -> Any:
     """An agent with small networks, targets that have moved away from the online networks, and a normaliser."""
     state = Unbounded((OBS,), dtype=torch.float64)

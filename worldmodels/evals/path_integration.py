@@ -15,7 +15,7 @@ from worldmodels.core import Objective, Views
 from worldmodels.evals.line_picture import lines_picture
 from worldmodels.evals.regression import Regressor, r2_metrics
 from worldmodels.evals.results import device_of, judging, pack
-from worldmodels.evals.view_sequences import PARTS, Aggregates, EmbedsActions, ViewSequences, first_views
+from worldmodels.evals.view_sequences import PARTS, Aggregates, EmbedsActions, ViewSequences, first_views, latents
 from worldmodels.keys import ACTION
 
 ROWS = ("aggregate", "no_actions", "no_pixels", "last_action")
@@ -35,7 +35,7 @@ class PathIntegration:
         every: steps between two looks; 0 looks at the end only.
         views: factory of the sequences, ``views(spec, num_views=...)``.
         regressor: see ``evals.regression``.
-        lengths: views seen, M, each of which costs 3 M encoded pictures a sequence.
+        lengths: views seen, M.
         num_train, num_test: sequences to fit on, and to choose and to judge on.
         batch_size: sequences at a time.
         seed: of the sequences.
@@ -100,9 +100,9 @@ class PathIntegration:
 
     def represent(self, objective: Any, batch: TensorDict) -> dict[str, Tensor]:
         """Features of every row and the target, at every length, of a batch of sequences."""
-        found = {}
+        found, latent = {}, latents(objective, batch, "view", self.name)
         for num in self.lengths:
-            views, action = first_views(batch, num), objective.embed_action(batch[ACTION][:, num - 1]).float()
+            views, action = first_views(batch, num, latent), objective.embed_action(batch[ACTION][:, num - 1]).float()
             rows = {
                 "aggregate": objective.aggregate(views),
                 "no_actions": objective.aggregate(views, has_actions=False),

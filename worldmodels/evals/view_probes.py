@@ -118,7 +118,7 @@ class ViewProbe:
             if num > 1:
                 found[f"mean_{num}"] = latent[:, :num].mean(1)
             if isinstance(objective, Aggregates):
-                found[f"aggregate_{num}"] = objective.aggregate(first_views(batch, num)).float()
+                found[f"aggregate_{num}"] = objective.aggregate(first_views(batch, num, latent)).float()
         return found
 
     def targets(self, batch: TensorDict) -> dict[str, Tensor]:

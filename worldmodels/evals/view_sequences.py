@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 
 from worldmodels.core import Embeds, Objective, Views
-from worldmodels.keys import ACTION, LABEL, OBSERVATION, TRANSFORMATION
+from worldmodels.keys import ACTION, LABEL, LATENT, OBSERVATION, TRANSFORMATION
 
 PARTS = ("train", "val", "test")
 
@@ -23,7 +23,8 @@ class Aggregates(Protocol):
         """Representation [B, D'] of M views, from their "observation" [B, M, ...] and the M - 1 actions between them.
 
         Args:
-            views: "observation" and "action" [B, M, A], of which the last is not used.
+            views: "observation" and "action" [B, M, A], of which the last is not used; "latent" [B, M, D], too, where
+                it is known already what ``embed`` gives of each view.
             has_actions, has_pixels: False replaces the embeddings of actions, or the latents of pictures, by zeros.
         """
         ...
@@ -122,11 +123,15 @@ class ViewSequences:
         return self.views.action_between(torch.zeros_like(made), made)
 
 
-def first_views(batch: TensorDict, num: int) -> TensorDict:
-    """The first ``num`` views of every sequence, and their actions, the last of which leads out of them."""
+def first_views(batch: TensorDict, num: int, latent: Tensor | None = None) -> TensorDict:
+    """The first ``num`` views of every sequence, and their actions, the last of which leads out of them.
+
+    ``latent`` [B, V, D], if given: of all views, so that nobody need encode them again.
+    """
     obs = {str(key): leaf[:, :num] for key, leaf in batch[OBSERVATION].items()}
     size = batch.batch_size[0]
-    return TensorDict({OBSERVATION: TensorDict(obs, [size, num]), ACTION: batch[ACTION][:, :num]}, [size])
+    views = TensorDict({OBSERVATION: TensorDict(obs, [size, num]), ACTION: batch[ACTION][:, :num]}, [size])
+    return views if latent is None else views.set(LATENT, latent[:, :num])
 
 
 def single_views(batch: TensorDict) -> TensorDict:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchrl.data import Composite
 
 from worldmodels.core import Target
-from worldmodels.keys import ACTION, OBSERVATION, POOLED
+from worldmodels.keys import ACTION, LATENT, OBSERVATION, POOLED
 from worldmodels.losses import cosine_distance
 from worldmodels.objectives.two_views import ViewObjective, goal_stats, rows
 
@@ -80,7 +80,7 @@ class SeqJEPA(ViewObjective):
 
         Args:
             views: "observation" leaves [B, M, ...] and "action" [B, M, A], of which the last is not looked at; M may
-                differ from that of training.
+                differ from that of training. "latent" [B, M, D], what ``embed`` gives of each view, saves encoding.
             has_actions: whether embedded actions are as they are, or zero.
             has_pixels: whether latents of views are as they are, or zero.
         """
@@ -108,4 +108,6 @@ class SeqJEPA(ViewObjective):
         num = next(iter(views[OBSERVATION].values())).shape[1]
         if num < 1:
             raise ValueError("a sequence of views needs at least one; got none")
+        if LATENT in views.keys():
+            return views[LATENT]
         return self.encode(rows(views[OBSERVATION], slice(None))).unflatten(0, (-1, num))  # [B, M, D]

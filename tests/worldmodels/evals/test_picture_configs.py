@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from tests.systems import CONF
 from tests.worldmodels.evals.toy_pictures import SPEC, Pictures, Reader, Walker
+from tests.worldmodels.evals.toy_scenes import Looker, Scenes, dense, patchwork
 from worldmodels.core import Evaluator
 from worldmodels.evals.results import unpack
 
@@ -18,18 +19,18 @@ SMALL = {
     "path_integration": {"num_train": 100, "num_test": 50, "regressor.steps": 20, "lengths": [1, 2]},
     "retrieval": {"num": 20},
     "patch_pictures": {"num": 2, "num_pool": 20},
-    "dense_probe": None,
-    "label_propagation": None,
+    "dense_probe": {},
+    "label_propagation": {"length": 3},
 }
 
 
+DENSE = ("dense_probe", "label_propagation")
+
+
 class Source(Pictures):
-    """Pictures of objects, some of which are labelled pixel by pixel."""
+    """Pictures of objects."""
 
     num_views = 4
-
-    def dense(self, name):
-        raise NotImplementedError("only that it is there is looked at")
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -39,15 +40,14 @@ def test_evaluator_is_built_and_runs_as_configured(name):
     cfg.eval = OmegaConf.load(CONF / "eval" / f"{name}.yaml")
     (key,) = cfg.eval
     assert key == ("probe" if name == "image_probe" else name)
-    for option, value in (SMALL[name] or {}).items():
+    for option, value in SMALL[name].items():
         OmegaConf.update(cfg.eval[key], option, value, force_add=False)
-    evaluator = instantiate(cfg.eval[key])(source=Source())
+    evaluator = instantiate(cfg.eval[key])(source=Scenes(dense(patchwork(12))) if name in DENSE else Source())
     assert isinstance(evaluator, Evaluator)
     assert evaluator.name == key
     assert evaluator.every == (100 if name == "path_integration" else 50)
-    if SMALL[name] is not None:
-        result = unpack(evaluator(Reader() if name == "patch_pictures" else Walker(), 0))
-        assert result.metrics
+    objective = Looker() if name in DENSE else Reader() if name == "patch_pictures" else Walker()
+    assert unpack(evaluator(objective, 0)).metrics
 
 
 def test_toy_views_are_as_views_of_pictures_are():

@@ -69,3 +69,11 @@ def dmt_jepa(**options: Any) -> DMTJEPA:
     """A small DMT-JEPA."""
     head = partial(AggregationHead, depth=2, num_heads=2)
     return DMTJEPA(spec(), **(parts() | {"head": head} | options))
+
+
+def check_compiles_whole(objective: IJEPA) -> None:
+    """The loss traces without a break, and compiled is what it was."""
+    batch = batch_of(objective)
+    torch._dynamo.reset()
+    compiled = torch.compile(objective.loss, fullgraph=True, backend="eager")(batch)["loss", "prediction"]
+    torch.testing.assert_close(compiled, objective.loss(batch)["loss", "prediction"])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from tests.worldmodels.objectives.pictures import batch_of, dmt_jepa
+from tests.worldmodels.objectives.pictures import batch_of, check_compiles_whole, dmt_jepa
 from worldmodels import masking
 from worldmodels.masking import union
 from worldmodels.nn.class_attention import AggregationHead
@@ -217,11 +217,7 @@ def test_targets_of_the_head_keep_regions_apart_and_calm_them():
 @pytest.mark.parametrize("options", [{}, {"is_within_block": True}, {"released": True}])
 def test_the_loss_compiles_whole(options, unchecked):
     """The contract test compiles a loss that systems inherit for the first of them only."""
-    objective = dmt_jepa(**options)
-    batch = batch_of(objective)
-    torch._dynamo.reset()
-    compiled = torch.compile(objective.loss, fullgraph=True, backend="eager")(batch)["loss", "prediction"]
-    torch.testing.assert_close(compiled, objective.loss(batch)["loss", "prediction"])
+    check_compiles_whole(dmt_jepa(**options))
 
 
 def test_heads_are_trained_followed_and_saved():

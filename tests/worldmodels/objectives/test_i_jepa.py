@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from perception.image import ResNet18
-from tests.worldmodels.objectives.pictures import batch_of, i_jepa, spec
+from tests.worldmodels.objectives.pictures import batch_of, check_compiles_whole, i_jepa, spec
 from worldmodels import masking
 from worldmodels.core import Embeds, TwoViews
 from worldmodels.nn.positions import grid_sinusoids
@@ -47,11 +47,7 @@ def test_padding_changes_neither_loss_nor_statistics(monkeypatch):
 
 
 def test_the_loss_compiles_whole(unchecked):
-    objective = i_jepa()
-    batch = batch_of(objective)
-    torch._dynamo.reset()
-    compiled = torch.compile(objective.loss, fullgraph=True, backend="eager")(batch)["loss", "prediction"]
-    torch.testing.assert_close(compiled, objective.loss(batch)["loss", "prediction"])
+    check_compiles_whole(i_jepa())
 
 
 def test_targets_get_no_gradient_and_follow():

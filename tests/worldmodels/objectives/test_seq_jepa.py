@@ -11,6 +11,7 @@ from perception.pixels import PixelEncoder
 from tests.hand_made_views import ACTION_DIM, GivenViews, batch_of, moving_spots, parts, spec_of
 from worldmodels.core import Embeds
 from worldmodels.objectives.seq_jepa import SeqJEPA
+from worldmodels.objectives.two_views import rows
 from worldmodels.predictors.sequence import Aggregator, SequencePredictor
 from worldmodels.targets import EMA
 
@@ -77,15 +78,7 @@ def by_hand(objective: SeqJEPA, batch: TensorDict) -> float:
     return 1 - sum(cosines) / num
 
 
-@pytest.fixture
-def _float64(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 def test_loss_equals_one_written_from_the_paper():
     objective, batch = make(), batch_of(6, 4, dtype=torch.float64)
     with torch.no_grad():
@@ -176,6 +169,19 @@ def test_controls_hide_what_they_say():
     )
     assert not torch.allclose(objective.aggregate(batch, has_actions=False), whole, atol=1e-3)
     assert not torch.allclose(objective.aggregate(batch, has_pixels=False), whole, atol=1e-3)
+
+
+def test_views_that_come_with_latents_are_not_encoded_again():
+    objective, batch = make().eval(), batch_of(3, 4)
+    latent = objective.embed(rows(batch["observation"], slice(None)))["view"].unflatten(0, (3, 4))
+    known = batch.copy().set("latent", latent)
+    whole, foreseen = objective.aggregate(batch), objective.foresee(batch)
+    with torch.no_grad():
+        for parameter in objective.encoder.parameters():
+            parameter.fill_(torch.nan)
+    assert objective.aggregate(batch).isnan().any()
+    torch.testing.assert_close(objective.aggregate(known), whole)
+    torch.testing.assert_close(objective.foresee(known), foreseen)
 
 
 @pytest.mark.parametrize(("between", "last"), [(True, True), (False, True), (True, False), (False, False)])

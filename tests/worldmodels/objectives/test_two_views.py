@@ -48,14 +48,6 @@ def apart(objective):
     return objective
 
 
-@pytest.fixture
-def _float64(monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 # --- the losses, written once more in numpy -----------------------------------------------------------------------
 def run(net, x):
     """A net of Linear, batch norm (while training) and ReLU layers, in numpy."""
@@ -136,7 +128,7 @@ def expected_losses(objective, batch) -> dict[str, float]:
     return {"invariant": contrast(run(net, one), run(net, two), 0.1), "equivariant": contrast(guess, second, 0.1)}
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_equal_ones_written_from_the_papers(method):
     objective, batch = apart(make(method)), batch_of(8, 2, dtype=torch.float64)
