@@ -36,9 +36,10 @@ class ViewProbe:
     Metrics, all on test sequences:
 
     * "view/accuracy" of the first view's latent; "aggregate_M/accuracy", where the objective has ``aggregate``, of M
-      views; "mean_M/accuracy", the mean latent of the same M views; "raw/accuracy", one view's pixels; "majority/
-      accuracy", the commonest class. None of them where no class of test occurs in training, as when labels are
-      objects and parts have different ones.
+      views, and "aggregate_M_no_actions/accuracy", the same with the actions between them embedded as zeros;
+      "mean_M/accuracy", the mean latent of the same M views; "raw/accuracy", one view's pixels; "majority/accuracy",
+      the commonest class. None of them where no class of test occurs in training, as when labels are objects and parts
+      have different ones.
     * "relative/r2" of the first action from the latents of views 1 and 2, side by side; "absolute/r2" of how the first
       view was made from its latent; "raw_relative/r2" and "raw_absolute/r2" from pixels. Each is the mean over outputs
       that vary, and "relative/r2_0", ... are single outputs.
@@ -118,7 +119,10 @@ class ViewProbe:
             if num > 1:
                 found[f"mean_{num}"] = latent[:, :num].mean(1)
             if isinstance(objective, Aggregates):
-                found[f"aggregate_{num}"] = objective.aggregate(first_views(batch, num, latent)).float()
+                seen = first_views(batch, num, latent)
+                found[f"aggregate_{num}"] = objective.aggregate(seen).float()
+                if num > 1:
+                    found[f"aggregate_{num}_no_actions"] = objective.aggregate(seen, has_actions=False).float()
         return found
 
     def targets(self, batch: TensorDict) -> dict[str, Tensor]:

@@ -23,9 +23,8 @@ SIZES = {"num_train": 500, "num_test": 300, "batch_size": 64}
 
 
 def view_probe(**options):
-    return ViewProbe(
-        source=Pictures(), every=0, views=ToyViews, raw=Flat, regressor=RidgeRegressor(), **{**SIZES, **options}
-    )
+    options = {"views": ToyViews, **SIZES, **options}
+    return ViewProbe(source=Pictures(), every=0, raw=Flat, regressor=RidgeRegressor(), **options)
 
 
 def path_integration(**options):
@@ -70,6 +69,19 @@ def test_aggregates_have_a_row_beside_the_mean_of_the_same_views():
     assert {"aggregate_1/accuracy", "aggregate_3/accuracy", "mean_3/accuracy"} <= found.keys()
     assert "mean_1/accuracy" not in found  # is view/accuracy
     assert found["aggregate_1/accuracy"] == found["view/accuracy"]
+
+
+def test_a_class_that_only_actions_tell_is_lost_without_them():
+    class Telling(ToyViews):
+        def __call__(self, batch, generator):
+            made = super().__call__(batch, generator)
+            made["action"][:, :-1, 2] = made["label"].float()
+            return made
+
+    found = unpack(view_probe(lengths=[1, 3], views=Telling)(Walker(2), 0)).metrics  # looks at noise
+    assert found["aggregate_3/accuracy"] == 1
+    assert found["aggregate_3_no_actions/accuracy"] == pytest.approx(0.5, abs=0.1)
+    assert "aggregate_1_no_actions/accuracy" not in found, "one view has no actions"
 
 
 def test_every_objective_sees_the_same_pictures_at_every_evaluation():
