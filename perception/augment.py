@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torchrl.data import Bounded, Composite, Unbounded
 
 from perception import colour
-from perception.resample import Bicubic, Kernel, blur, resample, resize_weights
+from perception.resample import Bicubic, Kernel, blur, fitted, resample, resize_weights
 from worldmodels.keys import ACTION, OBSERVATION, PIXELS, TRANSFORMATION
 
 CHANCES = ("flip", "jitter", "grayscale", "blur", "solarise")
@@ -126,6 +126,10 @@ class AugmentedViews:
         transformation = torch.cat((how.crop, colours), -1)  # [B, V, 9]
         action = self.differences(transformation)
         return with_views(batch, self.render(pictures, how), transformation, action)
+
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        """Pictures [B] with their middle at the size of views; those that have it, as they are."""
+        return obs.copy().set(PIXELS, fitted(obs[PIXELS], self.size))
 
     def draw(self, num: int, generator: Generator) -> Augmentation:
         """Draw how to make the views of ``num`` pictures, on the generator's device."""

@@ -54,6 +54,10 @@ class PoseViews:
             raise ValueError(f"views.num_views={self.num}, but windows of {batch[OBSERVATION, PIXELS].shape[1]} rows")
         return batch.copy().set(ACTION, to_next(batch[TRANSFORMATION], self.action_between))
 
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        """Pictures are views."""
+        return obs
+
     def action_between(self, transformation_a: Tensor, transformation_b: Tensor) -> Tensor:
         """Action [..., A] that leads from one pose [..., 7] to another; from zeros, the pose's own orientation."""
         parts = [(transformation_b - transformation_a)[..., self.columns]]

@@ -133,3 +133,21 @@ def blur(pictures: Tensor, sigma: Tensor, *, radius: int) -> Tensor:
     rows = gaussian_weights(sigma, size=height, radius=radius)[:, None]  # [N, 1, H, H]
     columns = rows if width == height else gaussian_weights(sigma, size=width, radius=radius)[:, None]
     return resample(pictures, rows, columns)
+
+
+def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bytes [..., C, H, W] as bytes of another size, averaged where it is smaller; unchanged if it is their own."""
+    if tuple(pixels.shape[-2:]) == tuple(size):
+        return pixels
+    batch = pixels.reshape(-1, *pixels.shape[-3:]).float()
+    out = F.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
+    return out.round().clamp(0, 255).byte().reshape(*pixels.shape[:-2], *size)
+
+
+def fitted(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle of bytes [..., C, H, W], as much as has the proportions of ``size``, resized to it."""
+    height, width = pixels.shape[-2:]
+    scale = min(height / size[0], width / size[1])
+    tall, wide = (max(1, round(scale * side)) for side in size)
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return resized(pixels[..., top : top + tall, left : left + wide], size)

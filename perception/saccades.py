@@ -66,6 +66,10 @@ class Saccades:
         place = fixations / fixations.new_tensor(self.source_shape)  # [B, V, 2]
         return with_views(batch, self.patches(pictures, fixations), place, to_next(place, self.action_between))
 
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        """Whole pictures: encoders of patches pool over any size."""
+        return obs
+
     def action_between(self, transformation_a: Tensor, transformation_b: Tensor) -> Tensor:
         """Way [..., 2] from one fixation to another, in heights and widths of the picture."""
         return transformation_b - transformation_a

@@ -23,6 +23,9 @@ class GivenViews:
     def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
         return batch
 
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        return obs
+
 
 class PooledPixels(Encoder):
     """A linear map of pixels with batch norm and ReLU: small, exact in float64, and it mixes a batch while training."""

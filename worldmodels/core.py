@@ -71,6 +71,10 @@ class Views(Transform, Protocol):
     num: int
     """Views of a sample."""
 
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        """Observations [B] of the source as an encoder of views takes them, without chance; views as they are."""
+        ...
+
 
 class Encoder(nn.Module, ABC):
     """Perception: turns an observation into tokens. Built as ``Encoder(spec, **choices)``."""

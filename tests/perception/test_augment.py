@@ -15,6 +15,7 @@ from torch import Generator
 from torchrl.data import Bounded, Categorical, Composite
 
 from perception.augment import _CROP_UNITS, AugmentedViews, draw_crops
+from perception.resample import fitted
 from worldmodels.core import Views
 
 PUBLISHED = {
@@ -57,6 +58,14 @@ def test_views_keep_the_contract():
     assert (made == views(batch, seeded())).all()
     assert (made["observation", "pixels"] != views(batch, seeded(1))["observation", "pixels"]).any()
     assert (made["action"][:, -1] == 0).all()
+
+
+def test_pictures_are_fitted_without_chance_and_views_stay_as_they_are():
+    views, batch = AugmentedViews(spec_of(24, 32), num_views=2, size=[12, 8], **PUBLISHED), batch_of(3, 24, 32)
+    obs = batch["observation"][:, 0]
+    assert torch.equal(views.fitted(obs)["pixels"], fitted(obs["pixels"], (12, 8)))
+    made = views(batch, seeded())["observation", "pixels"].flatten(0, 1)
+    assert torch.equal(views.fitted(TensorDict({"pixels": made}, [6]))["pixels"], made)
 
 
 def test_a_view_does_not_depend_on_the_part_of_the_batch_it_is_worked_on_with(monkeypatch):

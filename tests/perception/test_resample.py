@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from perception.resample import Bicubic, Bilinear, blur, gaussian_weights, resample, resize_weights
+from perception.resample import Bicubic, Bilinear, blur, fitted, gaussian_weights, resample, resize_weights, resized
 
 skimage = pytest.importorskip("skimage.filters", reason="needs the images extra: pip install 'worldmodels[images]'")
 KERNELS = [(Bicubic(), Image.Resampling.BICUBIC), (Bilinear(), Image.Resampling.BILINEAR)]
@@ -85,3 +85,20 @@ def test_blur_is_that_of_scikit_image(height, width, radius):
 def test_a_blur_wider_than_the_picture_is_refused():
     with pytest.raises(ValueError, match="pictures of at least 6 pixels"):
         gaussian_weights(torch.ones(1), size=5, radius=5)
+
+
+def test_bytes_keep_their_size_or_are_resized_as_by_pillow():
+    pixels = torch.randint(0, 256, (2, 3, 24, 32), dtype=torch.uint8)
+    assert resized(pixels, (24, 32)) is pixels
+    made = resized(pixels, (10, 12))
+    assert made.dtype == torch.uint8
+    for channel, expected in zip(made[0], pixels[0].float(), strict=True):
+        theirs = pillow(expected, (0, 0, 32, 24), (12, 10), Image.Resampling.BILINEAR)
+        np.testing.assert_allclose(channel.numpy(), theirs, atol=0.51)
+
+
+@pytest.mark.parametrize(("size", "box"), [((12, 12), (4, 0, 28, 24)), ((6, 16), (0, 6, 32, 18)), ((24, 32), None)])
+def test_the_middle_is_kept_in_the_proportions_asked_for(size, box):
+    pixels = torch.randint(0, 256, (1, 3, 24, 32), dtype=torch.uint8)
+    left, top, right, bottom = box or (0, 0, 32, 24)
+    assert torch.equal(fitted(pixels, size), resized(pixels[..., top:bottom, left:right], size))

@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from perception.resample import resized
 from worldmodels.core import Objective
 from worldmodels.evals.probes import confusion
 from worldmodels.evals.results import in_chunks
@@ -126,15 +127,6 @@ def random_boxes(
     sides = [(share * side).round().clamp(1, most) for side, most in zip(size, of, strict=True)]
     places = [(draw * (most - side + 1)).floor() for draw, most, side in zip(draws[1:], of, sides, strict=True)]
     return torch.stack([*places, *sides], -1).long()
-
-
-def resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bytes [..., 3, H, W] as bytes of another size; unchanged if that is their own."""
-    if tuple(pixels.shape[-2:]) == tuple(size):
-        return pixels
-    batch = pixels.reshape(-1, *pixels.shape[-3:]).float()
-    out = F.interpolate(batch, size, mode="bilinear", antialias=True, align_corners=False)
-    return out.round().clamp(0, 255).byte().reshape(*pixels.shape[:-2], *size)
 
 
 def label_patches(

@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
 
+from perception.resample import resized
 from worldmodels.core import Objective
 from worldmodels.evals.dense_patches import (
     label_patches,
@@ -21,7 +22,6 @@ from worldmodels.evals.dense_patches import (
     raw_patches,
     require_dense,
     require_patches,
-    resized,
     segmentation_metrics,
 )
 from worldmodels.evals.probes import confusion

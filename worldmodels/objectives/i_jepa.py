@@ -144,8 +144,8 @@ class IJEPA(Objective):
 
     @torch.no_grad()
     def embed(self, obs: TensorDict) -> TensorDict:
-        """The target encoder's mean patch of whole pictures: "picture" [B, D]; what the papers probe."""
-        return TensorDict({"picture": self.target(obs)[POOLED]}, batch_size=obs.batch_size)
+        """The target encoder's mean patch of pictures, resized if need be: "picture" [B, D]."""
+        return TensorDict({"picture": self.target(self.make_views.fitted(obs))[POOLED]}, batch_size=obs.batch_size)
 
     @torch.no_grad()
     def patches(self, obs: TensorDict) -> Tensor:

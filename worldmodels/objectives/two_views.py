@@ -102,8 +102,8 @@ class ViewObjective(Objective):
 
     @torch.no_grad()
     def embed(self, obs: TensorDict) -> TensorDict:
-        """The encoder's latent of single pictures [B]: "view" [B, D]."""
-        return TensorDict({"view": self.encode(obs)}, batch_size=obs.batch_size)
+        """The encoder's latent of single pictures [B], resized if need be: "view" [B, D]."""
+        return TensorDict({"view": self.encode(self.make_views.fitted(obs))}, batch_size=obs.batch_size)
 
     def views(self, batch: TensorDict) -> tuple[TensorDict, TensorDict]:
         """The first two views, which ``embed`` can encode as they are."""

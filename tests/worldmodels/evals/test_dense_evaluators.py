@@ -22,7 +22,6 @@ from worldmodels.evals.dense_patches import (
     label_patches,
     random_boxes,
     raw_patches,
-    resized,
     segmentation_metrics,
 )
 from worldmodels.evals.dense_probe import DenseProbe, object_contrast
@@ -293,11 +292,3 @@ def test_pictures_name_what_is_missing():
 
     with pytest.raises(ValueError, match="Nothing has no masks"):
         PatchPictures(source=Labelled(), every=0, num_pool=16)(Nothing(), 0)
-
-
-def test_bytes_keep_their_size_or_are_averaged():
-    pixels = torch.randint(0, 255, (2, 3, *SIZE), dtype=torch.uint8)
-    assert resized(pixels, SIZE) is pixels
-    half = resized(pixels, (SIZE[0] // 2, SIZE[1] // 2))
-    assert half.dtype == torch.uint8
-    assert half.float().mean() == pytest.approx(float(pixels.float().mean()), rel=0.05)

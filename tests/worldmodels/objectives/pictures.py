@@ -31,6 +31,10 @@ class SameViews:
         """Return the batch."""
         return batch
 
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        """Return the pictures."""
+        return obs
+
 
 def spec(height: int = 24, width: int = 32) -> Composite:
     """Of pictures."""

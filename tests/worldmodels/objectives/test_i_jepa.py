@@ -4,9 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch.nn import functional as F
 
+from perception.augment import AugmentedViews
 from perception.image import ResNet18
+from perception.resample import fitted
 from tests.worldmodels.objectives.pictures import batch_of, check_compiles_whole, i_jepa, spec
 from worldmodels import masking
 from worldmodels.core import Embeds, TwoViews
@@ -103,6 +106,14 @@ def test_what_evaluators_ask_for_is_the_target_encoders():
     assert shown[0].shape == (4, 1, 24, 32)
     assert not bool((shown[0] & shown[1]).any())
     assert shown[1].sum((1, 2, 3)).tolist() == [16 * batch["targets"].shape[2]] * 4
+
+
+def test_pictures_of_another_size_are_embedded_like_their_middle_at_the_size_of_views():
+    objective = i_jepa(views=partial(AugmentedViews, num_views=1, size=(24, 32)))
+    pixels = torch.randint(0, 256, (2, 3, 60, 64), dtype=torch.uint8)
+    small = TensorDict({"pixels": fitted(pixels, (24, 32))}, [2])
+    found = objective.embed(TensorDict({"pixels": pixels}, [2]))["picture"]
+    assert torch.equal(found, objective.embed(small)["picture"])
 
 
 def test_predictors_of_pictures_know_rows_and_columns():
