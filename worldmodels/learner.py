@@ -5,7 +5,8 @@ Per phase: loss -> weighted sum -> backward -> average over processes -> clip ->
 Nothing here waits for the device: losses are summed on it and read when the trainer logs.
 
 On a GPU the whole update, from task vectors to targets, is captured in one CUDA graph; the static input buffers are the
-batch. That is why an update draws no random numbers (transforms do) and why a learning rate is a tensor there.
+batch. That is why an update draws no random numbers (transforms do) and why a learning rate is a tensor there. Fused
+optimizers take weight decay as a number only, so a decay that changes is applied here.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from worldmodels import distributed
 from worldmodels.core import Objective, Phase, Target
@@ -44,12 +45,20 @@ class PhaseRunner:
     """A phase with its optimizer, its loss weights and its running metrics."""
 
     def __init__(
-        self, phase: Phase, *, optimizer: Callable[..., Any], groups: Mapping[str, Mapping[str, Any]], is_compiled: bool
+        self,
+        phase: Phase,
+        *,
+        optimizer: Callable[..., Any],
+        groups: Mapping[str, Mapping[str, Any]],
+        is_compiled: bool,
+        is_decay_scheduled: bool = False,
     ) -> None:
         self.phase = phase
         self.params = [p for group in phase.params.values() for p in group]
         self.optimizer = optimizer([{"params": ps, **groups.get(g, {})} for g, ps in phase.params.items() if ps])
         self.base_lrs = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self.lr_factor = 1.0
+        self.decays: list[tuple[list[nn.Parameter], float, Tensor]] = self._take_decays() if is_decay_scheduled else []
         self.loss = torch.compile(phase.loss, fullgraph=True, dynamic=False) if is_compiled else phase.loss
         self.loss_names: list[str] = []
         self.stat_names: list[str] = []
@@ -65,11 +74,43 @@ class PhaseRunner:
 
     def set_lr(self, factor: float) -> None:
         """Scale every group's learning rate."""
+        self.lr_factor = factor
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(base * factor)
             else:
                 group["lr"] = base * factor
+
+    def _take_decays(self) -> list[tuple[list[nn.Parameter], float, Tensor]]:
+        """Take every group's decay from the optimizer: its parameters, lr times decay at factors of 1, what a step keeps.
+
+        Raises:
+            ValueError: if the optimizer's decay is not decoupled from its step.
+        """
+        if not isinstance(self.optimizer, torch.optim.AdamW):
+            raise ValueError(
+                f"weight_decay_schedule needs a decay apart from the step, and {type(self.optimizer).__name__} has none: "
+                "use optim=adamw or weight_decay_schedule=null"
+            )
+        found = []
+        for group, lr in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+            if group["weight_decay"]:
+                kept = torch.ones((), device=group["params"][0].device)
+                found.append((group["params"], lr * group["weight_decay"], kept))
+            group["weight_decay"] = 0.0
+        return found
+
+    def set_decay(self, factor: float) -> None:
+        """Scale every group's weight decay; after ``set_lr``."""
+        for _, rate, kept in self.decays:
+            kept.fill_(1 - self.lr_factor * rate * factor)
+
+    @torch.no_grad()
+    def decay(self) -> None:
+        """Shrink what has a gradient, as AdamW does before its step."""
+        for params, _, kept in self.decays:
+            if moved := [p for p in params if p.grad is not None]:
+                torch._foreach_mul_(moved, kept)
 
     def set_momentum(self, value: float) -> None:
         """Set the first beta of an Adam, or the momentum of an SGD, in every group.
@@ -95,6 +136,8 @@ class Learner:
         weights: weight of every named loss. A loss without a weight, or a weight without a loss, raises.
         groups: options of named parameter groups, such as their own learning rate.
         schedule: factor on all learning rates at a step; None is 1 throughout.
+        weight_decay_schedule: factor on the weight decay of all groups at a step, so that those without stay without;
+            None is 1 throughout. Needs AdamW.
         momentum: the first beta of Adam, or SGD's momentum, at a step; None leaves the optimizer's own. It is a plain
             number that a CUDA graph would freeze, so a captured update refuses it.
         max_grad_norm: gradients of a phase are clipped to this norm; None does not clip.
@@ -113,6 +156,7 @@ class Learner:
         weights: Mapping[str, float],
         groups: Mapping[str, Mapping[str, Any]] | None = None,
         schedule: Callable[[int], float] | None = None,
+        weight_decay_schedule: Callable[[int], float] | None = None,
         momentum: Callable[[int], float] | None = None,
         max_grad_norm: int | float | None = None,
         accumulate: int = 1,
@@ -128,12 +172,18 @@ class Learner:
             raise ValueError("a schedule of momentum cannot be in a CUDA graph: use cuda_graph=false or momentum=null")
         self.objective, self.weights = objective, dict(weights)
         self.schedule, self.momentum, self.accumulate = schedule, momentum, accumulate
+        self.weight_decay_schedule = weight_decay_schedule
         self.max_grad_norm, self.precision, self.is_captured = max_grad_norm, precision, is_captured
         phases, groups = objective.phases(), dict(groups or {})
         known = {name for phase in phases for name in phase.params}
         if unknown := sorted(set(groups) - known):
             raise ValueError(f"param_groups names {unknown}, which no phase has; the phases have {sorted(known)}")
-        self.runners = [PhaseRunner(p, optimizer=optimizer, groups=groups, is_compiled=is_compiled) for p in phases]
+        options = {
+            "groups": groups,
+            "is_compiled": is_compiled,
+            "is_decay_scheduled": weight_decay_schedule is not None,
+        }
+        self.runners = [PhaseRunner(p, optimizer=optimizer, **options) for p in phases]
         self.targets = [m for m in objective.modules() if isinstance(m, Target)]
         trained = {id(p) for r in self.runners for p in r.params}
         self.buffers = [b for b in objective.buffers() if b.is_floating_point() and id(b) not in trained]
@@ -149,6 +199,8 @@ class Learner:
         for runner in due:
             if self.schedule is not None:
                 runner.set_lr(self.schedule(step))
+            if self.weight_decay_schedule is not None:
+                runner.set_decay(self.weight_decay_schedule(step))
             if self.momentum is not None:
                 runner.set_momentum(self.momentum(step))
         if self.is_captured:
@@ -189,6 +241,7 @@ class Learner:
         distributed.average_([p.grad for p in runner.params if p.grad is not None])
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(runner.params, self.max_grad_norm, foreach=True)
+        runner.decay()
         runner.optimizer.step()
         runner.optimizer.zero_grad(set_to_none=True)
 

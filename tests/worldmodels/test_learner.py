@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 from worldmodels.core import Objective, Phase
 from worldmodels.learner import Learner
-from worldmodels.schedules import Linear, OneCycle
+from worldmodels.schedules import Cosine, Linear, OneCycle
 from worldmodels.targets import EMA
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -194,6 +195,60 @@ def test_momentum_needs_an_optimizer_that_has_one_and_no_graph():
         learner(Pair(), optimizer=torch.optim.Adagrad, momentum=Linear(0.9, 0.8, 10)).update(batch(), 0)
     with pytest.raises(ValueError, match="use cuda_graph=false or momentum=null"):
         learner(Pair(), momentum=Linear(0.9, 0.8, 10), is_captured=True)
+
+
+ADAMW = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.04, fused=True)
+GROWING = {"schedule": Linear(1.0, 0.5, 10), "weight_decay_schedule": Cosine(1.0, 10.0, 10)}
+
+
+def test_weight_decay_grows_like_that_of_an_optimizer_told_anew_at_every_step():
+    """0.04 to 0.4 along a cosine, 0 where a group has none, 0.8 at first where it has another."""
+    objectives = Pair(), Pair()
+    groups = {"bias": {"weight_decay": 0.0}, "actor": {"weight_decay": 0.8}}
+    scheduled = learner(objectives[0], optimizer=ADAMW, groups=groups, **GROWING)
+    told = learner(objectives[1], optimizer=ADAMW, groups=groups, schedule=GROWING["schedule"])
+    kept = [tensor for runner in scheduled.runners for _, _, tensor in runner.decays]
+    for step in range(10):
+        for runner in told.runners:
+            for group in runner.optimizer.param_groups:
+                start = group.setdefault("at_first", group["weight_decay"])
+                group["weight_decay"] = start * GROWING["weight_decay_schedule"](step)
+        scheduled.update(batch(), step)
+        told.update(batch(), step)
+        for one, other in zip(objectives[0].parameters(), objectives[1].parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    rates = [0.1 * 0.55, 0.1 * 0.55]  # of the critic and the actor at step 9
+    decays = [d * (10 - 9 * (1 + math.cos(0.9 * math.pi)) / 2) for d in (0.04, 0.8)]
+    assert [float(t) for t in kept] == pytest.approx([1 - r * d for r, d in zip(rates, decays, strict=True)])
+
+
+def test_nothing_but_tensors_changes_when_weight_decay_does():
+    """What a CUDA graph has captured stays: the same tensors, the same numbers."""
+    machine = learner(Pair(), optimizer=ADAMW, **GROWING)
+    before = [[t.data_ptr() for _, _, t in r.decays] for r in machine.runners]
+    for step in range(3):
+        machine.update(batch(), step)
+        assert [[t.data_ptr() for _, _, t in r.decays] for r in machine.runners] == before
+        assert all(g["weight_decay"] == 0 for r in machine.runners for g in r.optimizer.param_groups)
+
+
+def test_a_schedule_of_weight_decay_resumes_bit_for_bit():
+    objectives = Pair(), Pair()
+    machines = [learner(o, optimizer=ADAMW, **GROWING) for o in objectives]
+    for step in range(3):
+        machines[0].update(batch(), step)
+    machines[1].load_optimizer_tensors({k: t.clone() for k, t in machines[0].optimizer_tensors().items()})
+    objectives[1].load_state_dict(objectives[0].state_dict())
+    for step in range(3, 6):
+        for machine in machines:
+            machine.update(batch(), step)
+    for one, other in zip(objectives[0].parameters(), objectives[1].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_weight_decay_that_is_part_of_the_step_has_no_schedule():
+    with pytest.raises(ValueError, match="SGD has none: use optim=adamw or weight_decay_schedule=null"):
+        learner(Pair(), weight_decay_schedule=Linear(1.0, 10.0, 10))
 
 
 def test_gradients_of_a_phase_are_clipped_together():
