@@ -82,14 +82,14 @@ class PhaseRunner:
                 group["lr"] = base * factor
 
     def _take_decays(self) -> list[tuple[list[nn.Parameter], float, Tensor]]:
-        """Take every group's decay from the optimizer: its parameters, lr times decay at factors of 1, what a step keeps.
+        """Take every group's decay from the optimizer: its parameters, lr times decay, and what a step keeps of them.
 
         Raises:
             ValueError: if the optimizer's decay is not decoupled from its step.
         """
         if not isinstance(self.optimizer, torch.optim.AdamW):
             raise ValueError(
-                f"weight_decay_schedule needs a decay apart from the step, and {type(self.optimizer).__name__} has none: "
+                f"weight_decay_schedule needs a decay of its own and {type(self.optimizer).__name__} has none: "
                 "use optim=adamw or weight_decay_schedule=null"
             )
         found = []

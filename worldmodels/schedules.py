@@ -1,4 +1,4 @@
-"""Factors on learning rates and weight decays, and momentum schedules: functions of the step alone, so resume is exact."""
+"""Factors on learning rate and weight decay, and momentum schedules: functions of the step, so resume is exact."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Linear:
 class Cosine:
     """From ``start`` to ``end`` over ``total`` steps along half a cosine.
 
-    The momentum of BYOL's targets; as a factor with ``start=1, end=10`` the weight decay of I-JEPA, DMT-JEPA and V-JEPA.
+    The momentum of BYOL's targets; with ``start=1, end=10`` the factor on weight decay of I-JEPA, DMT-JEPA and V-JEPA.
     """
 
     def __init__(self, start: float, end: float, total: int) -> None:
