@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -67,7 +67,7 @@ class AugmentedViews:
         action: which parts of the transformation are the action: "crop", "jitter", "blur".
         normalize: "standard" divides each difference by a constant, the parameter's standard deviation in the published
             recipe; "released" first divides each parameter by its norm over the sample's views, as the released code
-            does, which makes actions depend on V and on the target view.
+            does, which makes actions depend on V and on the target view: sequences of another length have others.
         kernel: of the resizing; None is bicubic, as published. It is widened when a crop shrinks (antialiasing).
 
     Raises:
@@ -95,6 +95,8 @@ class AugmentedViews:
         self.source_shape = picture_shape(spec, "views of pictures")
         height, width = (size, size) if isinstance(size, int) else size or self.source_shape
         self.num, self.size, self.kernel = check_num(num_views), (int(height), int(width)), kernel or Bicubic()
+        if min(self.size) < 1:
+            raise ValueError(f"views.size={list(self.size)}: height and width of at least one pixel")
         self.scale, self.ratio = _range(crop_scale, "crop_scale", most=1.0), _range(crop_ratio, "crop_ratio")
         if len(jitter) != 4 or min(jitter) < 0 or max(jitter[:3]) > 1 or jitter[3] > 0.5:
             raise ValueError(
@@ -191,11 +193,9 @@ class AugmentedViews:
     def action_between(self, transformation_a: Tensor, transformation_b: Tensor) -> Tensor:
         """Action [..., A] that leads from a view made by one transformation [..., 9] to one made by another.
 
-        Raises:
-            ValueError: with ``normalize="released"``, whose actions depend on all views of a sample.
+        In standard deviations whatever ``normalize`` is: released actions depend on all views of a sample, and only
+        networks are given those. What a linear map finds of a number does not depend on its unit.
         """
-        if self.is_released_scale:
-            raise ValueError("views.normalize=released has no action between two views alone: use standard")
         change = (transformation_b - transformation_a) / transformation_a.new_tensor(self.units)
         return change[..., self.columns]
 
@@ -263,10 +263,9 @@ def single_pictures(batch: TensorDict) -> Tensor:
 def with_views(batch: TensorDict, pixels: Tensor, transformation: Tensor, action: Tensor) -> TensorDict:
     """The batch with views [B, V, ...] in the place of its single row; all else is repeated for every view."""
     num = pixels.shape[1]
-    rows = batch.apply(lambda leaf: leaf.expand(-1, num, *leaf.shape[2:]))
-    assert rows is not None  # it is where all leaves are left out
-    obs = rows[OBSERVATION].copy().set(PIXELS, pixels)
-    return rows.update({OBSERVATION: obs, TRANSFORMATION: transformation, ACTION: action})
+    rows: dict[Any, Tensor] = {key: leaf.expand(-1, num, *leaf.shape[2:]) for key, leaf in batch.items(True, True)}
+    rows |= {(OBSERVATION, PIXELS): pixels, TRANSFORMATION: transformation, ACTION: action}
+    return TensorDict(rows, batch.batch_size, device=batch.device)  # whatever batch size entries inside it had
 
 
 def to_next(rows: Tensor, between: Callable[[Tensor, Tensor], Tensor] = lambda a, b: b - a) -> Tensor:

@@ -60,6 +60,16 @@ def test_views_keep_the_contract():
     assert (made["action"][:, -1] == 0).all()
 
 
+def test_views_are_made_of_rows_that_have_a_batch_size_of_their_own():
+    """As those of rendered objects: [B, 1]."""
+    rows = TensorDict({"pixels": torch.randint(0, 256, (4, 1, 3, 12, 12), dtype=torch.uint8)}, [4, 1])
+    batch = TensorDict({"observation": rows, "label": torch.arange(4)[:, None]}, [4])
+    made = AugmentedViews(spec_of(12, 12), num_views=3)(batch, Generator().manual_seed(0))
+    assert made["observation", "pixels"].shape == (4, 3, 3, 12, 12)
+    assert made["label"].tolist() == [[i] * 3 for i in range(4)]
+    assert set(batch.keys()) == {"observation", "label"}
+
+
 def test_pictures_are_fitted_without_chance_and_views_stay_as_they_are():
     views, batch = AugmentedViews(spec_of(24, 32), num_views=2, size=[12, 8], **PUBLISHED), batch_of(3, 24, 32)
     obs = batch["observation"][:, 0]
@@ -176,6 +186,9 @@ def test_actions_as_released_and_parts_of_them():
     norm = told.square().sum(1, keepdim=True).sqrt().clamp_min(1e-12)
     torch.testing.assert_close(action[:, :2], (told / norm).diff(dim=1))
     assert torch.isfinite(action).all()
+    standard = AugmentedViews(spec_of(), **{**settings, "normalize": "standard"})  # what probes regress either way
+    between = AugmentedViews(spec_of(), **settings).action_between(told[:, 0], told[:, 1])
+    assert torch.equal(between, standard.differences(told)[:, 0])
     for parts, columns in (("crop", slice(0, 4)), ("jitter", slice(4, 8)), ("blur", slice(8, 9))):
         views = AugmentedViews(spec_of(), **settings, action=[parts])
         torch.testing.assert_close(views.differences(told), action[..., columns])
@@ -195,6 +208,7 @@ def test_actions_as_released_and_parts_of_them():
         ({"action": ["flip"]}, "flip is none of crop, jitter, blur"),
         ({"normalize": "none"}, "standard or released"),
         ({"size": 1, "chances": {"blur": 1}}, "too small for a blur"),
+        ({"size": 0}, r"views.size=\[0, 0\]: height and width of at least one pixel"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(settings, message):

@@ -17,6 +17,8 @@ from worldmodels.keys import ACTION
 
 TIE = 1e-6  # cosines that differ by less are equal: what rounding makes of equal latents
 
+MADE = 20  # candidates, where views are made and nothing says how many
+
 
 @runtime_checkable
 class Foresees(Protocol):
@@ -44,12 +46,12 @@ class Retrieval:
     means over their orders, so that a collapsed latent scores what chance does.
 
     Args:
-        source: with ``split(name)``. Where that says how many views its objects have (``num_views``), or ``part(name)``
-            to which object each picture belongs (``group``, int64 [N]), ``num_candidates`` may be null.
+        source: with ``split(name)``.
         every: steps between two looks; 0 looks at the end only.
         views: factory of the sequences, ``views(spec, num_views=...)``.
         lengths: views seen, M.
-        num_candidates: views of an object; null takes as many as the objects of the part have.
+        num_candidates: views of an object; null takes as many as the objects of the part have (``num_views`` of the
+            split), or 20 where views are made of single pictures, of which there can be any number.
         num: objects, drawn with repetition.
         part: "train", "val" or "test".
         batch_size: objects at a time.
@@ -81,13 +83,14 @@ class Retrieval:
             what = f"{type(source).__name__} has no split(name)" if views is not None else "views is null"
             raise ValueError(f"{name} draws views of objects, but {what}. Use env=rendered_objects or env=images")
         self.lengths = tuple(sorted(set(lengths)))
-        candidates = num_candidates or views_of_an_object(source, part, name)
+        split = source.split(part)
+        candidates = num_candidates or num_of_views(split, views(source.spec, num_views=2), name)
         if not self.lengths or self.lengths[0] < 1 or self.lengths[-1] >= candidates:
             raise ValueError(
                 f"{name}: lengths={list(lengths)} must be lengths from 1 to {candidates - 1}, one less than the "
                 f"{candidates} views of an object"
             )
-        self.views, self.source = views(source.spec, num_views=candidates), source.split(part)
+        self.views, self.source = views(source.spec, num_views=candidates), split
         self.every, self.name, self.num, self.num_candidates = every, name, num, candidates
         self.batch_size, self.seed = batch_size, seed
 
@@ -133,21 +136,19 @@ class Retrieval:
         return mrr, first, fifth
 
 
-def views_of_an_object(source: Any, part: str, name: str) -> int:
-    """How many views the objects of a part have; the least number if they differ.
+def num_of_views(split: Any, views: Views, name: str) -> int:
+    """How many views the objects of a part have; ``MADE`` where ``views`` makes them of one row.
 
     Raises:
         ValueError: if the source does not say.
     """
-    split = source.split(part)
     if hasattr(split, "num_views"):
         return split.num_views
-    group = getattr(source.part(part), "group", None) if hasattr(source, "part") else None
-    if group is None:
+    if views.window > 1:
         raise ValueError(
-            f"{name}: {type(source).__name__} does not say how many views an object has; set num_candidates"
+            f"{name}: {type(split).__name__} does not say how many views an object has; set eval.{name}.num_candidates"
         )
-    return int(group.unique(return_counts=True)[1].min())
+    return MADE
 
 
 def scores_of(predicted: Tensor, anchors: Tensor, index: int) -> Tensor:

@@ -27,7 +27,7 @@ from worldmodels.evals.view_sequences import (
     latents,
     single_views,
 )
-from worldmodels.keys import ACTION, POOLED
+from worldmodels.keys import POOLED
 
 
 class ViewProbe:
@@ -40,9 +40,9 @@ class ViewProbe:
       "mean_M/accuracy", the mean latent of the same M views; "raw/accuracy", one view's pixels; "majority/accuracy",
       the commonest class. None of them where no class of test occurs in training, as when labels are objects and parts
       have different ones.
-    * "relative/r2" of the first action from the latents of views 1 and 2, side by side; "absolute/r2" of how the first
-      view was made from its latent; "raw_relative/r2" and "raw_absolute/r2" from pixels. Each is the mean over outputs
-      that vary, and "relative/r2_0", ... are single outputs.
+    * "relative/r2" of the action that leads from view 1 to 2, from both latents side by side; "absolute/r2" of how the
+      first view was made from its latent; "raw_relative/r2" and "raw_absolute/r2" from pixels. Each is the mean over
+      outputs that vary, and "relative/r2_0", ... are single outputs.
 
     A sequence has one view more than the longest aggregate, so that views 1 to M are made as in training, where the
     last view is the predicted one and may be made otherwise. If all M are 1, views 1 and 2 differ in this way.
@@ -88,7 +88,10 @@ class ViewProbe:
         if not lengths or min(lengths) < 1:
             raise ValueError(f"{name}: lengths={list(lengths)} must be lengths of at least 1")
         if not getattr(source, "num_classes", 0):
-            raise ValueError(f"{name} needs classes, and {type(source).__name__} has none. Use env=images")
+            raise ValueError(
+                f"{name} needs classes, and {type(source).__name__} has none here: put each class into a folder of its "
+                f"own, or set eval.{name}=null"
+            )
         self.lengths = tuple(sorted(set(lengths)))
         sizes = {"num_train": num_train, "num_test": num_test, "batch_size": batch_size}
         self.sequences = ViewSequences(source, views, num=self.lengths[-1] + 1, seed=seed, name=name, **sizes)
@@ -126,8 +129,8 @@ class ViewProbe:
         return found
 
     def targets(self, batch: TensorDict) -> dict[str, Tensor]:
-        """What is to be read: the class [B], the first action and the first view's transformation [B, A]."""
-        relative, absolute = batch[ACTION][:, 0], self.sequences.absolute(batch, 0)
+        """What is to be read: the class [B], the way from view 1 to 2 and the first view's transformation [B, A]."""
+        relative, absolute = self.sequences.between(batch, 0, 1), self.sequences.absolute(batch, 0)
         return {"label": labels_of(batch), "relative": relative, "absolute": absolute}
 
     def controls(self, device: torch.device) -> dict[str, float]:

@@ -62,7 +62,8 @@ class ViewSequences:
         name: the evaluator that asks.
 
     Raises:
-        ValueError: if the source has no splits, there is no factory, or its views cannot be compared.
+        ValueError: if the source has no splits, there is no factory, its views cannot be compared, or a part has fewer
+            of an object.
     """
 
     def __init__(
@@ -96,6 +97,12 @@ class ViewSequences:
         self.views: ComparableViews = made
         self.sizes = {"train": num_train, "val": num_test, "test": num_test}
         self.parts = {part: source.split(part) for part in PARTS}
+        for part, split in self.parts.items():
+            if made.window > getattr(split, "num_views", made.window):
+                raise ValueError(
+                    f"{name} asks for sequences of {num} views, and objects have {split.num_views} in {part}: "
+                    f"take shorter eval.{name}.lengths, or a greater env.views"
+                )
         self.batch_size, self.seed, self.name = batch_size, seed, name
 
     def batches(self, part: str, device: torch.device) -> Iterator[TensorDict]:

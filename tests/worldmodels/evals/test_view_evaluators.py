@@ -57,6 +57,19 @@ def test_what_is_in_a_representation_is_found_and_nothing_else():
     assert reads[0]["majority/accuracy"] == pytest.approx(0.5, abs=0.1)
 
 
+def test_probes_regress_what_views_can_compare_whatever_networks_are_given():
+    """Actions as released depend on all views of a sample: here, on a number drawn for each."""
+
+    class Scaled(ToyViews):
+        def __call__(self, batch, generator):
+            made = super().__call__(batch, generator)
+            scale = 1 + 9 * torch.rand(len(made), 1, 1, generator=generator)
+            return made.copy().set("action", made["action"] * scale)
+
+    found = unpack(view_probe(lengths=[1], views=Scaled)(Reader(), 0)).metrics
+    assert found["relative/r2"] == pytest.approx(1, abs=1e-4)
+
+
 def test_outputs_are_reported_one_by_one_without_those_that_never_vary():
     found = unpack(view_probe(lengths=[1])(Reader(), 0)).metrics
     assert {"relative/r2_0", "relative/r2_1"} <= found.keys()
@@ -140,7 +153,7 @@ def test_a_collapsed_latent_scores_what_chance_does():
     for row in ("foresee_1", "shuffled_1", "copy"):
         for key in ("mrr", "hit_1", "hit_5"):
             assert found[f"{row}/{key}"] == pytest.approx(found[f"chance/{key}"])
-    assert found["chance/hit_1"] == pytest.approx(1 / Pictures.views_of_each)
+    assert found["chance/hit_1"] == pytest.approx(1 / Pictures.num_views)
 
 
 def test_ranks_with_ties():
@@ -223,20 +236,27 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match=r"no split\(name\)"):
         PathIntegration(source=object(), every=0, views=ToyViews, regressor=RidgeRegressor())
 
-    class Unknown(Pictures):
-        def part(self, name):
-            rows = super().part(name)
-            del rows.group
-            return rows
-
-    with pytest.raises(ValueError, match="does not say how many"):
-        Retrieval(source=Unknown(), every=0, views=ToyViews)
+    with pytest.raises(ValueError, match=r"does not say how many.*eval.retrieval.num_candidates"):
+        Retrieval(source=Unknown(), every=0, views=Rows)
 
     class Incomparable(ToyViews):
         action_between = property()
 
     with pytest.raises(ValueError, match="action_between"):
         ViewProbe(source=Pictures(), every=0, views=Incomparable, raw=Flat, regressor=RidgeRegressor())
+
+
+def test_sequences_longer_than_objects_have_views_are_refused_before_training():
+    class Few(Pictures):
+        num_views = 3
+
+    options = {"source": Few(), "every": 0, "raw": Flat, "regressor": RidgeRegressor()}
+    with pytest.raises(
+        ValueError, match=r"sequences of 6 views, and objects have 3 in train: .*eval.view_probe.lengths"
+    ):
+        ViewProbe(views=Rows, lengths=[1, 5], **options)
+    ViewProbe(views=Rows, lengths=[2], **options)
+    ViewProbe(views=ToyViews, lengths=[1, 5], **options)  # made of one row
 
 
 def test_no_accuracy_of_objects_that_training_never_showed():
@@ -258,8 +278,23 @@ def test_no_accuracy_of_objects_that_training_never_showed():
     assert found["relative/r2"] == pytest.approx(1, abs=1e-4)
 
 
+class Unknown(Pictures):
+    """Does not say how many views its objects have."""
+
+    num_views = property()
+
+
+class Rows(ToyViews):
+    """A row of the source each, as poses are."""
+
+    def __init__(self, spec, *, num_views):
+        super().__init__(spec, num_views=num_views)
+        self.window = num_views
+
+
 def test_candidates_are_the_views_that_the_source_has_of_an_object():
     class Objects(Pictures):
         num_views = 7
 
     assert Retrieval(source=Objects(), every=0, views=ToyViews).num_candidates == 7
+    assert Retrieval(source=Unknown(), every=0, views=ToyViews).num_candidates == 20  # of one picture: any number

@@ -23,7 +23,7 @@ class Pictures:
 
     num_classes, classes, task = CLASSES, ("no", "yes"), "classification"
     spec = SPEC
-    views_of_each = 5
+    num_views = 5
 
     def split(self, name: str) -> Pictures:
         return self
@@ -31,9 +31,8 @@ class Pictures:
     def part(self, name: str) -> SimpleNamespace:
         generator = Generator().manual_seed(("train", "val", "test").index(name))
         batch = ToyViews(self.spec, num_views=1)(self.sample(300, 1, generator), generator)
-        group = torch.arange(300) // self.views_of_each
         obs = TensorDict({"pixels": batch["observation", "pixels"][:, 0]}, [300])
-        return SimpleNamespace(obs=obs, target=batch["label"][:, 0], group=group)
+        return SimpleNamespace(obs=obs, target=batch["label"][:, 0])
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
         label = torch.randint(0, CLASSES, (batch_size, window), generator=generator)
