@@ -16,6 +16,7 @@ from torch import Generator
 from worldmodels import checkpoint, distributed
 from worldmodels.clocks import Clock, Stopwatch
 from worldmodels.core import Evaluator, Objective, Source, Transform
+from worldmodels.evals.results import one_round
 from worldmodels.keys import MEDIA
 from worldmodels.learner import Learner
 
@@ -118,19 +119,20 @@ class Trainer:
             raise FloatingPointError(f"stopped at step {done}: {error}; {kept} {self.checkpoints}") from None
 
     def _evaluate(self, done: int) -> None:
-        for evaluator in self.evaluators:
-            if not (Clock(evaluator.every)(done) or done == self.steps):
-                continue
-            if distributed.is_main():
-                result = evaluator(self.objective, done)
-                scalars = result.exclude(MEDIA).flatten_keys("/").items()
-                values = {f"{evaluator.name}/{k}": float(v) for k, v in scalars}
-                self.log(done, values)
-                self.on_evaluation(evaluator.name, done, result)
-                value, least = values.get(self.keep_best or "", float("nan")), self.best or (float("-inf"), 0)
-                if done and value >= least[0]:  # never so for NaN: an evaluation without a countable episode
-                    self.best = (value, done)
-            distributed.barrier()
+        with one_round():
+            for evaluator in self.evaluators:
+                if not (Clock(evaluator.every)(done) or done == self.steps):
+                    continue
+                if distributed.is_main():
+                    result = evaluator(self.objective, done)
+                    scalars = result.exclude(MEDIA).flatten_keys("/").items()
+                    values = {f"{evaluator.name}/{k}": float(v) for k, v in scalars}
+                    self.log(done, values)
+                    self.on_evaluation(evaluator.name, done, result)
+                    value, least = values.get(self.keep_best or "", float("nan")), self.best or (float("-inf"), 0)
+                    if done and value >= least[0]:  # never so for NaN: an evaluation without a countable episode
+                        self.best = (value, done)
+                distributed.barrier()
 
     @property
     def checkpoints(self) -> Path:

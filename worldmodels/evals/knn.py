@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchrl.data import Composite
 
-from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.evals.probes import classification_metrics, some_rows
-from worldmodels.evals.results import in_chunks, judging, pack, require_parts
+from worldmodels.core import Encoder, Objective
+from worldmodels.evals.probes import classification_metrics, embedded_parts
+from worldmodels.evals.results import pack, require_parts
 from worldmodels.keys import POOLED
 
 MOST_PRODUCTS = 2**24  # similarities held at a time: 64 MiB
@@ -59,7 +59,10 @@ class NearestNeighbours:
     ) -> None:
         require_parts(source, name)
         if not source.num_classes:
-            raise ValueError(f"{name} votes for classes; the labels of {type(source).__name__} are numbers. Use probe")
+            raise ValueError(
+                f"{name} votes for classes, and {type(source).__name__} has none here. Without labels switch off what "
+                f"asks for them: eval.{name}=null eval.probe=null; labels that are numbers are for eval.probe"
+            )
         if k < 1 or not temperature > 0:
             raise ValueError(f"{name}: k={k} must be at least 1 and temperature={temperature} above 0")
         self.source, self.every, self.name, self.flat = source, every, name, raw(source.spec)
@@ -68,18 +71,15 @@ class NearestNeighbours:
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Let the neighbours vote."""
-        if not isinstance(objective, Embeds):
-            raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
-        rows = [some_rows(self.source.part(name), self.num, self.seed) for name in ("train", "val", "test")]
-        targets = [target for _, target in rows]
-        with judging(objective):
-            embedded = [in_chunks(objective.embed, obs, self.chunk) for obs, _ in rows]
-            metrics: dict[str, float] = {}
-            for name in sorted(map(str, embedded[0].keys())):
-                found = self.judge([part[name] for part in embedded], targets)
-                metrics |= {f"{name}/{key}": value for key, value in found.items()}
-            if self._raw is None:
-                self._raw = self.judge([self.flat(obs)[POOLED] for obs, _ in rows], targets)
+        rows, targets, embedded = embedded_parts(
+            objective, self.source, num=self.num, chunk=self.chunk, seed=self.seed, name=self.name
+        )
+        metrics: dict[str, float] = {}
+        for name in sorted(map(str, embedded[0].keys())):
+            found = self.judge([part[name] for part in embedded], targets)
+            metrics |= {f"{name}/{key}": value for key, value in found.items()}
+        if self._raw is None:
+            self._raw = self.judge([self.flat(obs)[POOLED] for obs in rows], targets)
         return pack(metrics | {f"raw/{key}": value for key, value in self._raw.items()})
 
     def judge(self, features: list[Tensor], targets: list[Tensor]) -> dict[str, float]:

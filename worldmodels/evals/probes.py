@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Embeds, Encoder, Objective
-from worldmodels.evals.results import CHUNK, in_chunks, judging, pack, require_parts
+from worldmodels.evals.results import CHUNK, in_chunks, judging, once_a_round, pack, require_parts
 from worldmodels.keys import POOLED
 
 
@@ -60,24 +60,45 @@ class LinearProbe:
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Probe now."""
-        if not isinstance(objective, Embeds):
-            raise ValueError(f"{self.name} needs an objective with embed(obs); {type(objective).__name__} has none")
-        rows = [some_rows(self.source.part(name), self.num, self.seed) for name in ("train", "val", "test")]
-        with judging(objective):
-            embedded = [in_chunks(objective.embed, obs, self.chunk) for obs, _ in rows]
+        rows, targets, embedded = embedded_parts(
+            objective, self.source, num=self.num, chunk=self.chunk, seed=self.seed, name=self.name
+        )
         metrics: dict[str, float] = {}
-        targets = [target for _, target in rows]
         for name in sorted(map(str, embedded[0].keys())):
             found = self.fit([part[name] for part in embedded], targets)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
         if self._raw is None:
-            self._raw = self.fit([self.flat(obs)[POOLED] for obs, _ in rows], targets)
+            self._raw = self.fit([self.flat(obs)[POOLED] for obs in rows], targets)
         return pack(metrics | {f"raw/{key}": value for key, value in self._raw.items()})
 
     def fit(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
         """Fit on the first part, choose on the second, judge on the third."""
         predict = fit_probe(features[:2], targets[:2], num_classes=self.source.num_classes, penalties=self.penalties)
         return judged(predict(features[2]), targets[2], num_classes=self.source.num_classes)
+
+
+def embedded_parts(
+    objective: Objective, source: Any, *, num: int | None, chunk: int, seed: int, name: str
+) -> tuple[list[TensorDict], list[Tensor], list[TensorDict]]:
+    """Observations, targets and representations of the labelled parts "train", "val", "test"; encoded once a round.
+
+    Args:
+        num: most rows of each part; chunk: rows encoded at a time; seed: of the rows that ``num`` leaves.
+        name: the evaluator that asks.
+
+    Raises:
+        ValueError: if the objective has no representations.
+    """
+    if not isinstance(objective, Embeds):
+        raise ValueError(f"{name} needs an objective with embed(obs); {type(objective).__name__} has none")
+
+    def embedded() -> tuple[list[TensorDict], list[Tensor], list[TensorDict]]:
+        parts = [some_rows(source.part(part), num, seed) for part in ("train", "val", "test")]
+        with judging(objective):
+            latents = [in_chunks(objective.embed, obs, chunk) for obs, _ in parts]
+        return [obs for obs, _ in parts], [target for _, target in parts], latents
+
+    return once_a_round((embedded_parts, id(objective), id(source), num, chunk, seed), embedded)
 
 
 def some_rows(part: Any, num: int | None, seed: int) -> tuple[TensorDict, Tensor]:

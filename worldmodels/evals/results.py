@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +24,7 @@ from worldmodels.keys import MEDIA
 T = TypeVar("T", torch.Tensor, TensorDict)
 CHUNK = 4096  # observations that evaluators encode at a time
 _WARNINGS, _NOTES = "warnings.txt", "notes.txt"
+_ROUND: ContextVar[dict[tuple[Any, ...], Any] | None] = ContextVar("round", default=None)
 
 
 class Evaluation(NamedTuple):
@@ -75,6 +77,26 @@ def save_evaluation(run_dir: str | Path, name: str, step: int, result: TensorDic
         "notes": evaluation.notes,
         "media": [(folder / file).as_posix() for file in evaluation.files],
     }
+
+
+@contextmanager
+def one_round() -> Iterator[None]:
+    """Evaluators called within it judge the same weights: what several of them need is computed once, then let go."""
+    token = _ROUND.set({})
+    try:
+        yield
+    finally:
+        _ROUND.reset(token)
+
+
+def once_a_round(key: tuple[Any, ...], function: Callable[[], Any]) -> Any:
+    """``function()``; within ``one_round``, what the first call with an equal ``key`` gave."""
+    known = _ROUND.get()
+    if known is None:
+        return function()
+    if key not in known:
+        known[key] = function()
+    return known[key]
 
 
 @contextmanager

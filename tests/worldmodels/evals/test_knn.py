@@ -12,7 +12,7 @@ from tests.worldmodels.evals.toy_pictures import Flat, Pictures, Reader
 from worldmodels.evals import knn
 from worldmodels.evals.knn import NearestNeighbours, votes
 from worldmodels.evals.probes import LinearProbe
-from worldmodels.evals.results import unpack
+from worldmodels.evals.results import one_round, unpack
 
 
 def test_votes_are_scikit_learns(monkeypatch):
@@ -57,6 +57,26 @@ def test_rows_beyond_the_cap_are_left_out_at_random_but_always_the_same(kind):
     assert first["view/accuracy"] == pytest.approx(0.5, abs=0.25)
 
 
+def test_within_a_round_pictures_are_encoded_once_for_all_who_ask_for_the_same():
+    calls: list[int] = []
+
+    class Counting(Reader):
+        def embed(self, obs):
+            calls.append(len(obs))
+            return super().embed(obs)
+
+    source, objective, options = Pictures(), Counting(1), {"every": 0, "raw": Flat, "chunk": 256}
+    probe, knn = LinearProbe(source=source, **options), NearestNeighbours(source=source, **options)
+    other = NearestNeighbours(source=source, num=40, **options)
+    alone = [unpack(evaluator(objective, 0)).metrics for evaluator in (probe, knn, other)]
+    assert calls == [256, 44] * 6 + [40] * 3
+    for _ in range(2):  # nothing is kept from round to round
+        calls.clear()
+        with one_round():
+            assert [unpack(evaluator(objective, 0)).metrics for evaluator in (probe, knn, other)] == alone
+        assert calls == [256, 44] * 3 + [40] * 3
+
+
 def test_a_linear_probe_of_pictures():
     found = unpack(LinearProbe(source=Pictures(), every=0, raw=Flat)(Reader(1), 0)).metrics
     assert found["view/accuracy"] == pytest.approx(0.75, abs=0.06)
@@ -76,7 +96,7 @@ def test_evaluation_leaves_no_trace(kind):
 def test_bad_input_is_named():
     with pytest.raises(ValueError, match="env=images"):
         NearestNeighbours(source=object(), every=0, raw=Flat)
-    with pytest.raises(ValueError, match="labels of SimpleNamespace are numbers"):
+    with pytest.raises(ValueError, match=r"SimpleNamespace has none here.*eval.knn=null eval.probe=null"):
         NearestNeighbours(source=SimpleNamespace(part=None, num_classes=0), every=0, raw=Flat)
     with pytest.raises(ValueError, match="k=0"):
         NearestNeighbours(source=Pictures(), every=0, raw=Flat, k=0)
