@@ -6,6 +6,7 @@ Read when asked for: sets with dense labels are small.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from envs.image_cache import decode_files
-from envs.image_files import Tree, Unreadable, decode, is_picture, middle
+from envs.image_files import Tree, Unreadable, decode, is_picture, middle, upright_size
 from envs.image_layouts import ANNOTATIONS, place_of
 
 
@@ -45,8 +46,8 @@ def read_dense(
         ignored: the label that is no class. All others, of all parts, must be below ``num_classes``: the greatest + 1.
 
     Raises:
-        ValueError: if there are none; if a picture has no labels or labels of another size; if a file is broken: here
-            every one counts.
+        ValueError: if there are none; if a picture has no labels, or labels of another size (where both are resized: of
+            other proportions); if a file is broken: here every one counts.
     """
     labels = {
         name: (ANNOTATIONS[name.split("/")[0]], _stem(name))
@@ -60,29 +61,38 @@ def read_dense(
     by_frame = {frame: name for name, frame in labels.items()}
     if missing := [name for name in wanted if frames[name] not in by_frame]:
         raise ValueError(f"{tree.path}: {missing[0]} has no labels in {part}annot ({len(missing)} such frames)")
-    pixels = _read(tree, wanted, lambda data: decode(data, size, is_enlarged=is_enlarged), workers)
+    pixels = _read(
+        tree, wanted, lambda data: (decode(data, size, is_enlarged=is_enlarged), upright_size(data)), workers
+    )
     # Classes are counted over all parts, so that probes of train and test agree.
     maps = _read(tree, sorted(labels), lambda data: _decode_labels(data, size), workers)
-    classes = [np.unique(found[found != ignored]) for found in maps.values()]
+    classes = [np.unique(found[found != ignored]) for found, _ in maps.values()]
     greatest = max((int(found[-1]) for found in classes if len(found)), default=0)
     chosen = [by_frame[frames[name]] for name in wanted]
     for name, label in zip(wanted, chosen, strict=True):
-        if pixels[name].shape[1:] != maps[label].shape:
-            shapes = f"{list(pixels[name].shape[1:])} and {list(maps[label].shape)}"
-            raise ValueError(f"{tree.path}: {name} and {label} differ in size: {shapes}; give env.size=")
-    if len({frame.shape for frame in pixels.values()}) > 1:
+        (height, width), (tall, wide) = pixels[name][1], maps[label][1]
+        is_alike = abs(height * wide - tall * width) <= 0.01 * height * wide  # rounding of a smaller copy
+        if (height, width) != (tall, wide) and (size is None or not is_alike):
+            shapes = f"[{height}, {width}] and [{tall}, {wide}]"
+            what = "; copies of the same proportions fit with env.size=" if is_alike else ": no pixel knows its label"
+            raise ValueError(f"{tree.path}: {name} and {label} differ in size: {shapes}{what}")
+    if len({frame.shape for frame, _ in pixels.values()}) > 1:
         raise ValueError(f"{tree.path}: the frames of {part} are not of one size; give env.size=")
     return Dense(
-        torch.from_numpy(np.stack([pixels[name] for name in wanted])),
-        torch.from_numpy(np.stack([maps[label] for label in chosen])),
+        torch.from_numpy(np.stack([pixels[name][0] for name in wanted])),
+        torch.from_numpy(np.stack([maps[label][0] for label in chosen])),
         greatest + 1,
         ignored,
         tuple(_stem(name) for name in wanted),
     )
 
 
-def _read(tree: Tree, names: list[str], one, workers: int | None) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+_Sized = tuple[np.ndarray, tuple[int, int]]
+"""A picture or its labels, and the height and width that they have in their file."""
+
+
+def _read(tree: Tree, names: list[str], one: Callable[[bytes], _Sized], workers: int | None) -> dict[str, _Sized]:
+    found: dict[str, _Sized] = {}
     for name, result in decode_files(tree, names, one, workers=workers):
         if isinstance(result, Unreadable):
             raise ValueError(f"{tree.path}: {name} {result}")
@@ -90,7 +100,7 @@ def _read(tree: Tree, names: list[str], one, workers: int | None) -> dict[str, n
     return found
 
 
-def _decode_labels(data: bytes, size: int | None) -> np.ndarray:
+def _decode_labels(data: bytes, size: int | None) -> _Sized:
     """Class indices uint8 [H, W], of a grey or palette picture of 8 bits; the palette's colours do not count."""
     if not data:
         raise Unreadable("is empty (0 bytes)")
@@ -98,9 +108,10 @@ def _decode_labels(data: bytes, size: int | None) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode not in ("L", "P"):
                 raise Unreadable(f"is a picture of mode {image.mode}; labels are grey values or palette entries")
+            width, height = image.size
             if size is not None:
                 image = image.resize((size, size), Image.Resampling.NEAREST, box=middle(*image.size))
-            return np.asarray(image)
+            return np.asarray(image), (height, width)
     except (OSError, SyntaxError) as error:
         raise Unreadable(f"is no readable picture: {error}") from error
 

@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,7 @@ _FORMAT = 1  # of the cache; raise it when decoding changes
 _BATCH = 32  # files a thread decodes at a time
 PARTS = ("train", "unlabeled", "val", "test", "")
 
+T = TypeVar("T")
 Row = tuple[int, np.ndarray | Unreadable]
 """Number of a picture in its layout, and its pixels or what is wrong with it."""
 
@@ -171,12 +172,12 @@ def _write(
 
 
 def decode_files(
-    tree: Tree, names: Sequence[str], one: Callable[[bytes], np.ndarray], *, workers: int | None
-) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
+    tree: Tree, names: Sequence[str], one: Callable[[bytes], T], *, workers: int | None
+) -> Iterator[tuple[str, T | Unreadable]]:
     """``one`` of the content of each file, in threads; at most a few batches of files are in memory."""
 
-    def attempt(files: list[tuple[str, bytes]]) -> list[tuple[str, np.ndarray | Unreadable]]:
-        results: list[tuple[str, np.ndarray | Unreadable]] = []
+    def attempt(files: list[tuple[str, bytes]]) -> list[tuple[str, T | Unreadable]]:
+        results: list[tuple[str, T | Unreadable]] = []
         for name, data in files:
             try:
                 results.append((name, one(data)))
@@ -185,7 +186,7 @@ def decode_files(
         return results
 
     num, contents = num_workers(workers), tree.contents(names)
-    waiting: deque[Future[list[tuple[str, np.ndarray | Unreadable]]]] = deque()
+    waiting: deque[Future[list[tuple[str, T | Unreadable]]]] = deque()
     with ThreadPoolExecutor(num) as pool:
         while batch := list(islice(contents, _BATCH)):
             waiting.append(pool.submit(attempt, batch))

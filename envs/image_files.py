@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 try:
-    from PIL import Image, ImageOps
+    from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 except ImportError as error:
     raise ImportError("pictures need Pillow: pip install 'worldmodels[images]'") from error
 
@@ -203,9 +203,19 @@ def decode(data: bytes, size: int | None, *, is_enlarged: bool = True) -> np.nda
             if size is not None:
                 image.draft(None, (2 * size, 2 * size))  # large JPEGs are decoded at a half, a quarter, an eighth
             colours = to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:  # its own words name an address in memory
+        raise Unreadable("is no readable picture: its content is of no known kind") from error
     except _BROKEN as error:
         raise Unreadable(f"is no readable picture: {str(error) or type(error).__name__}") from error
     return fit(colours, size, is_enlarged=is_enlarged)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a picture that ``decode`` reads, turned as its camera noted; only its header is read."""
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        is_turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return (width, height) if is_turned else (height, width)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -214,7 +214,7 @@ class Images(Pictures):
         if not self.classes:
             raise ValueError(
                 f"the pictures of {self._where} have no labels to be probed: put each class into a folder of its own, "
-                "or switch the evaluator off (eval.probe=null)"
+                "or switch off what asks for them (eval.probe=null eval.knn=null)"
             )
         obs = TensorDict({PIXELS: self._store.between(first, last)}, [last - first], device=self.device)
         return Part(obs, self._labels[first:last])

@@ -141,6 +141,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         (["agent=td_jepa", "env=toy", "weights.extra=1"], "extra"),
         (["agent=td_jepa", "env=toy", "+weights.extra=1"], "extra"),
         (["agent=td_jepa", "env=toy", "precision=fp8"], "precision"),
+        (["objective=i_jepa", "env.dataset=digits", "encoder=resnet18"], "scale=paper"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_writes_nothing(arguments, expected, tmp_path):

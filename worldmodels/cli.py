@@ -14,6 +14,10 @@ from typing import Any, NoReturn
 from worldmodels.spelling import did_you_mean
 
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
+ANOTHERS = (  # what a configuration node is told that was meant for another class
+    ": the configuration names it. scale=small sizes the parts that a system has by itself; with another encoder use "
+    "scale=paper, or ~KEY to take away what is not its own"
+)
 LAUNCHERS = {  # of sweeps, and what they come with
     "hydra/launcher/joblib": "'worldmodels[sweep]'",
     "hydra/launcher/submitit_local": "'worldmodels[sweep]'",
@@ -112,9 +116,11 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
-    except (*FOR_USERS, InstantiationException) as error:
+    except (*FOR_USERS, InstantiationException, TypeError) as error:
         # Hydra wraps what a class raised while it was built from a configuration node.
         reason = error.__cause__ if isinstance(error, InstantiationException) else error
-        if os.environ.get("WORLDMODELS_TRACEBACK") or not isinstance(reason, FOR_USERS):
+        is_of_another = isinstance(reason, TypeError) and "got an unexpected keyword argument" in str(reason)
+        if os.environ.get("WORLDMODELS_TRACEBACK") or not (is_of_another or isinstance(reason, FOR_USERS)):
             raise
-        fail(str(reason) or repr(reason))
+        hint = ANOTHERS if is_of_another else ""
+        fail(f"{str(reason) or repr(reason)}{hint}")

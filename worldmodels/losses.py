@@ -63,13 +63,15 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: int | float) -> Tenso
         temperature: tau, above 0.
 
     Raises:
-        ValueError: if B < 2, where the partner is the only one to choose.
+        ValueError: if B < 2, where the partner is the only one to choose, or for another temperature.
 
     Source: Chen et al. 2020 (SimCLR), eq. 1.
     """
     num = first.shape[0]
     if num < 2:
         raise ValueError(f"nt_xent compares a pair with other pairs and needs a batch of at least 2; got {num}")
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: cosines are divided by it, so it must be above 0")
     unit = F.normalize(torch.cat([first, second]).float(), dim=-1)  # [2 B, D]
     index = torch.arange(2 * num, device=unit.device)
     is_itself = index[:, None] == index

@@ -111,7 +111,7 @@ class MultiBlock:
             area and aspect, and contexts are cut by leaving out the last patches, those at the bottom.
 
     Raises:
-        ValueError: if the grid has no rows and columns or is too small for the blocks.
+        ValueError: if the grid has no rows and columns or is too small for the blocks, or there are no blocks.
 
     Source: I-JEPA (arXiv 2301.08243), section 3; its code, sheet dmt_jepa, section 1.1. Differs: a block moves to any
     place that keeps enough, at random, instead of trying 20 times.
@@ -131,6 +131,8 @@ class MultiBlock:
     ) -> None:
         if len(grid) != 2:
             raise ValueError(f"blocks need rows and columns of patches; this encoder's grid is {tuple(grid)}")
+        if num_targets < 1:
+            raise ValueError(f"num_targets={num_targets}: at least one block is to be predicted")
         self.grid, self.num_targets, self.min_keep, self.released = tuple(grid), num_targets, min_keep, released
         self.target_scale, self.target_aspect, self.context_scale = target_scale, target_aspect, context_scale
         num = self.grid[0] * self.grid[1]

@@ -9,7 +9,7 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image", reason="needs the images extra: pip install 'worldmodels[images]'")
 
-from envs.image_files import Unreadable, decode, open_tree  # noqa: E402
+from envs.image_files import Unreadable, decode, open_tree, upright_size  # noqa: E402
 from tests.picture_files import encoded, random_picture, write_class_folders, write_tar  # noqa: E402
 
 
@@ -67,6 +67,8 @@ def test_photographs_are_turned_as_the_camera_noted():
     picture.save(file, "PNG", exif=exif)
     expected = np.asarray(picture.transpose(Image.Transpose.ROTATE_270)).transpose(2, 0, 1)
     np.testing.assert_array_equal(decode(file.getvalue(), None), expected)
+    assert upright_size(file.getvalue()) == expected.shape[1:] == (6, 4)
+    assert upright_size(encoded(picture, "PNG")) == (4, 6)
 
 
 def test_the_middle_is_kept_and_resized():
@@ -90,6 +92,8 @@ def test_broken_files_say_what_is_wrong():
     for data in (b"no picture at all", whole[: len(whole) // 2], encoded(random_picture(3), "JPEG")[:120]):
         with pytest.raises(Unreadable, match=r"is no readable picture: .+"):
             decode(data, None)
+    with pytest.raises(Unreadable, match=r"is no readable picture: its content is of no known kind$"):
+        decode(b"no picture at all", None)
 
 
 @pytest.mark.parametrize(("ending", "top"), [("tar", "."), ("tar.gz", "set"), ("tgz", "a/b")])

@@ -329,6 +329,12 @@ def test_dense_labels_of_camvid(images, tmp_path):
         ValueError, match=r"val/film_2.png and valannot/film_2.png differ in size: \[6, 8\] and \[5, 8\]"
     ):
         images(size=None).dense("val")
+    with pytest.raises(ValueError, match=r"\[6, 8\] and \[5, 8\]: no pixel knows its label"):
+        images(size=3).dense("val")  # both would become squares of 3 pixels, of different places
+    write.write_picture(tmp_path / "set" / "valannot" / "film_2.png", np.full((3, 4), 2, np.uint8))
+    with pytest.raises(ValueError, match=r"\[6, 8\] and \[3, 4\]; copies of the same proportions fit with env.size="):
+        images(size=None).dense("val")
+    assert (images(size=3).dense("val").labels[2] == 2).all()
     (tmp_path / "set" / "valannot" / "film_2.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"valannot/film_2.png is empty"):
         images(size=None).dense("val")

@@ -50,7 +50,7 @@ class IJEPA(Objective):
         has_squared_loss: squared error, as both papers have it, or smooth L1, as both released codes do.
 
     Raises:
-        ValueError: if the encoder has no rows and columns of patches.
+        ValueError: if the encoder has no rows and columns of patches, or there are several views.
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class IJEPA(Objective):
     ) -> None:
         super().__init__()
         self.make_views = views(spec)  # core.TwoViews calls something else views
+        if self.make_views.num != 1:
+            raise ValueError(
+                f"views.num_views={self.make_views.num}: i_jepa and dmt_jepa look at one view of a picture. "
+                "Use views=crop or views.num_views=1"
+            )
         self.window = self.make_views.window
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(self.make_views.spec)
         if len(self.encoder.grid) != 2:

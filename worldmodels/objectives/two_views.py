@@ -79,7 +79,15 @@ class ViewObjective(Objective):
 
     @torch.no_grad()
     def prepare(self, batch: TensorDict) -> TensorDict:
-        """Move running statistics of the observations."""
+        """Move running statistics of the observations.
+
+        Raises:
+            ValueError: if the batch is a single sample, which has no variance and nothing to be compared with.
+        """
+        if batch.batch_size[0] < 2:
+            raise ValueError(
+                f"batch_size={batch.batch_size[0]}: {type(self).__name__} needs at least 2 samples a batch"
+            )
         self.encoder.observe(rows(batch[OBSERVATION], slice(None)))
         return batch
 

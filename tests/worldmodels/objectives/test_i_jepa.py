@@ -126,3 +126,8 @@ def test_encoders_without_patches_are_refused():
         i_jepa(encoder=partial(ResNet18, has_small_stem=True, width=4))
     assert isinstance(i_jepa(encoder=i_jepa().encoder), IJEPA)  # one shared with other objectives
     assert spec()["observation", "pixels"].shape == (3, 24, 32)
+
+
+def test_several_views_are_refused():
+    with pytest.raises(ValueError, match=r"views.num_views=2: i_jepa and dmt_jepa look at one view.*views=crop"):
+        i_jepa(views=partial(AugmentedViews, num_views=2))

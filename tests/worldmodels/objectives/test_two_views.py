@@ -210,6 +210,8 @@ def test_bad_choices_are_named():
     with pytest.raises(ValueError, match="SEN needs the action between views"):
         SEN(spec, **parts(2), **PROJECTOR)
     SimCLR(spec, **parts(2), **PROJECTOR)  # which needs none
+    with pytest.raises(ValueError, match="batch_size=1: SimCLR needs at least 2 samples"):
+        make(SimCLR).prepare(batch_of(1, 2))
 
 
 def test_a_shared_encoder_is_used_as_it_is():
