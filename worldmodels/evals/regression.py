@@ -41,15 +41,16 @@ class MLPRegressor:
     that equal features give equal results.
 
     Args:
-        width, depth: of its hidden layers.
+        width, depth: of its hidden layers; none is a linear map.
         steps: of Adam.
         batch_size: rows a step; all of them if there are fewer.
         lr: learning rate.
         num_looks: times that the validation error is measured.
         seed: of weights and batches.
 
-    Source: the size of seq-JEPA's (arXiv 2505.03176) is width 1024, depth 2; Adam's defaults are its own. Differs: a
-    budget of steps instead of 300 epochs, and the choice on validation rows.
+    Source: that of seq-JEPA (arXiv 2505.03176) for rotations, crops and jitter has width 1024 and depth 2, for colour,
+    blur and positions depth 0; Adam's defaults are its own. Differs: a budget of steps instead of 300 or 50 epochs, and
+    the choice on validation rows.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class MLPRegressor:
         num_looks: int = 10,
         seed: int = 0,
     ) -> None:
-        if min(width, depth, steps, batch_size, num_looks) < 1:
+        if min(width, depth + 1, steps, batch_size, num_looks) < 1:
             raise ValueError(
-                f"an MLP regressor needs sizes of at least 1; got width={width}, depth={depth}, steps={steps}, "
-                f"batch_size={batch_size}, num_looks={num_looks}"
+                f"an MLP regressor needs sizes of at least 1, a depth of at least 0; got width={width}, depth={depth}, "
+                f"steps={steps}, batch_size={batch_size}, num_looks={num_looks}"
             )
         self.width, self.depth, self.steps, self.batch_size = width, depth, steps, batch_size
         self.lr, self.num_looks, self.seed = lr, min(num_looks, steps), seed
