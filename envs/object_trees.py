@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.object_cache import ObjectViews
+from envs.object_cache import PIXELS_FILE, TABLE_FILE, ObjectViews
 from worldmodels.files import atomic_write_json
 
 _LISTS = {"train": "train_images.npy", "test": "val_images.npy"}  # 3DIEBench has two parts; its val is what is reported
@@ -174,8 +175,6 @@ def write_object(root: str, name: str, folder: str, index: int) -> None:
 
 @functools.cache
 def _opened(folder: str) -> tuple[np.ndarray, np.ndarray]:
-    from envs.object_cache import PIXELS_FILE, TABLE_FILE
-
     return np.load(Path(folder) / PIXELS_FILE, mmap_mode="r"), np.load(Path(folder) / TABLE_FILE, mmap_mode="r")
 
 
@@ -185,8 +184,6 @@ def claim_tree(root: Path, settings: Mapping[str, Any]) -> None:
     Raises:
         ValueError: if it does.
     """
-    import json
-
     note = root / "provenance.json"
     if note.exists():
         if json.loads(note.read_text())["settings"] != dict(settings):

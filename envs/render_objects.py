@@ -22,6 +22,7 @@ import numpy as np
 from envs.command import run_command
 from envs.object_cache import ObjectViews, default_folder, fill
 from envs.object_scene import NUM_OBJECTS, ObjectRenderer, draw_transformations, require_pybullet
+from envs.object_trees import claim_tree, pillow, write_object
 from envs.parallel import disk_errors, num_workers, progress, run_jobs
 
 VERSION = 1  # raise it when the same settings give other pictures
@@ -139,8 +140,6 @@ def command(
     **chosen: Any,
 ) -> Path:
     """Draw, and write a tree in 3DIEBench's layout if there is an ``out``. Returns the folder last written to."""
-    from envs.object_trees import claim_tree, pillow, write_object
-
     settings = settings_of(**chosen)
     folder, _ = render_objects(settings, objects, data_dir=data_dir, workers=workers, is_shown=is_shown)
     if out is None:

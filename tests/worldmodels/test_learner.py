@@ -10,6 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
+from worldmodels import build
 from worldmodels.core import Objective, Phase
 from worldmodels.learner import Learner
 from worldmodels.schedules import Cosine, Linear, OneCycle
@@ -230,6 +231,19 @@ def test_nothing_but_tensors_changes_when_weight_decay_does():
         machine.update(batch(), step)
         assert [[t.data_ptr() for _, _, t in r.decays] for r in machine.runners] == before
         assert all(g["weight_decay"] == 0 for r in machine.runners for g in r.optimizer.param_groups)
+
+
+@pytest.mark.gpu
+def test_a_captured_update_follows_the_schedules_of_rate_and_decay():
+    device, ends = torch.device("cuda"), []
+    for is_captured in (False, True):
+        objective = Pair().to(device)
+        optimizer = partial(build.capturable, ADAMW, 0.1, device) if is_captured else ADAMW
+        machine = learner(objective, optimizer=optimizer, is_captured=is_captured, **GROWING)
+        for step in range(10):
+            machine.update(batch().to(device), step)
+        ends.append([p.item() for p in objective.parameters()])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-5)
 
 
 def test_a_schedule_of_weight_decay_resumes_bit_for_bit():
