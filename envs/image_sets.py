@@ -18,14 +18,17 @@ PHOTOGRAPHS = (
     "retina rocket stereo_motorcycle"
 ).split()
 _MOST = {"train": 512, "val": 128, "test": 128}  # patches of a photograph, so that no large one outnumbers the others
+_SHRINK = 2  # a patch at full size shows little but a surface
+_FLAT = 6.0  # mean standard deviation of a channel, in bytes; patches below show nothing
 
 
 def photographs(size: int | None, *, val_share: float, test_share: float, seed: int) -> Pictures:
     """Patches of 16 photographs; the class is the photograph.
 
-    Each is cut across its longer side into three strips, for train, val and test, at least one patch wide. Patches
-    start every half patch within a strip, so no pixel is in two parts. A random choice is kept of those of large
-    photographs. Photographs shorter than three patches are left out.
+    Each is shrunk by two where it then still has three patches along its longer side, and cut across that side into
+    three strips, for train, val and test, at least one patch wide. Patches start every quarter of a patch within a
+    strip, so no pixel is in two parts. Flat ones are left out, and a random choice is kept of those of large
+    photographs. Photographs that have no patch in some part are left out.
 
     Raises:
         ValueError: without a size, or if less than two photographs are large enough.
@@ -42,9 +45,9 @@ def photographs(size: int | None, *, val_share: float, test_share: float, seed: 
         picture = getattr(skimage.data, name)()
         picture = picture[0] if isinstance(picture, tuple) else picture  # the left one of a stereo pair
         picture = np.stack([picture] * 3) if picture.ndim == 2 else picture.transpose(2, 0, 1)  # [3, H, W]
-        for part, patches in _strips(picture, size, val_share, test_share).items():
-            most = _MOST[part]
-            chosen = np.sort(random.permutation(len(patches))[:most])
+        strips = _strips(shrunk(picture), size, val_share, test_share) or _strips(picture, size, val_share, test_share)
+        for part, patches in strips.items():
+            chosen = np.sort(random.permutation(len(patches))[: _MOST[part]])
             arrays.append(patches[chosen])
             parts += [part] * len(chosen)
             labels += [len(classes)] * len(chosen)
@@ -52,13 +55,20 @@ def photographs(size: int | None, *, val_share: float, test_share: float, seed: 
                 classes.append(name)
     if len(classes) < 2:
         raise ValueError(f"env.size={size}: the photographs are too small for patches of that size; give env.path=")
-    left_out = len(PHOTOGRAPHS) - len(classes)
-    notes = (f"{left_out} photographs are too small for three patches of {size} pixels",) if left_out else ()
+    left_out = [name for name in PHOTOGRAPHS if name not in classes]
+    notes = (f"left out, a part would have no patch of {size} pixels: {', '.join(left_out)}",) if left_out else ()
     return Pictures("photographs", parts, np.asarray(labels), tuple(classes), arrays=tuple(arrays), notes=notes)
 
 
+def shrunk(picture: np.ndarray) -> np.ndarray:
+    """Squares of pixels of a picture [3, H, W] averaged, rounded to bytes."""
+    height, width = (side // _SHRINK for side in picture.shape[1:])
+    squares = picture[:, : height * _SHRINK, : width * _SHRINK].reshape(3, height, _SHRINK, width, _SHRINK)
+    return np.rint(squares.mean((2, 4), dtype=np.float32)).astype(np.uint8)
+
+
 def _strips(picture: np.ndarray, size: int, val_share: float, test_share: float) -> dict[str, np.ndarray]:
-    """Patches uint8 [n, 3, S, S] of each part of a picture [3, H, W]; none of a picture that is too small."""
+    """Patches uint8 [n, 3, S, S] of each part of a picture [3, H, W]; no part of a picture where one would be empty."""
     is_tall = picture.shape[1] > picture.shape[2]
     wide = picture.swapaxes(1, 2) if is_tall else picture
     length = wide.shape[2]
@@ -70,13 +80,14 @@ def _strips(picture: np.ndarray, size: int, val_share: float, test_share: float)
         "val": (length - val - test, length - test),
         "test": (length - test, length),
     }
-    step = max(1, size // 2)
+    step = max(1, size // 4)
     found = {}
     for part, (first, last) in ends.items():
         windows = np.lib.stride_tricks.sliding_window_view(wide[:, :, first:last], (size, size), (1, 2))
         patches = windows[:, ::step, ::step].reshape(3, -1, size, size).swapaxes(0, 1)  # [n, 3, S, S]
+        patches = patches[patches.std((2, 3), dtype=np.float32).mean(1) >= _FLAT]
         found[part] = patches.swapaxes(2, 3) if is_tall else patches
-    return found
+    return found if all(map(len, found.values())) else {}
 
 
 def digits(size: int | None, *, val_share: float, test_share: float, seed: int) -> Pictures:

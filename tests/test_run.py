@@ -16,6 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.commands import Command, launch
+from worldmodels.files import sole_writer
 
 SMALL = ["env=toy", "threads=1", "batch_size=32", "eval.zero_shot.episodes=2", "logger=csv"]
 
@@ -80,6 +81,10 @@ def test_kill_9_and_resume_end_in_the_same_weights(finished, tmp_path):
     time.sleep(random.SystemRandom().uniform(0, 0.5))  # a random step, a random moment within it
     process.kill()
     process.communicate()
+    with sole_writer(run_dir):
+        refused = launch(*command, "resume=true")
+    assert refused.returncode != 0
+    assert f"another process is writing to {run_dir}" in refused.stderr
     done = launch(*command, "resume=true")
     assert done.returncode == 0, done.stderr
     assert_same_weights(weights(run_dir, 40), weights(finished, 40))

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+LOCK = ".lock"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -53,6 +54,29 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process: two that write the same run would mix their files.
+
+    Raises:
+        ValueError: if another process keeps it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "w") as file:  # stays: deleting it would let a third process lock another file
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"another process is writing to {folder}: wait for it, or choose another run_dir"
+            ) from error
+        yield
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tensordict import TensorDict
 from worldmodels import build, checkpoint, distributed
 from worldmodels.core import Policy
 from worldmodels.environment import device_name, git_commit, keep_freed_memory, peak_memory_bytes, versions
-from worldmodels.files import atomic_write, atomic_write_json
+from worldmodels.files import LOCK, atomic_write, atomic_write_json, sole_writer
 from worldmodels.logging import Logger, Progress
 from worldmodels.report import save_evaluation, write_report
 from worldmodels.trainer import Trainer
@@ -48,7 +49,7 @@ def claim_run_dir(cfg: DictConfig) -> Path:
             raise ValueError(
                 f"run_dir={run_dir} already holds this run; go on with resume=true or choose another run_dir"
             )
-    elif run_dir.exists() and any(run_dir.iterdir()):
+    elif run_dir.exists() and any(path.name != LOCK for path in run_dir.iterdir()):
         raise ValueError(f"run_dir={run_dir} is not empty and holds no run; choose another run_dir")
     return run_dir
 
@@ -108,42 +109,43 @@ def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[s
         start, best = saved[-1], tuple(state["best"]) if state["best"] else None
 
     distributed.barrier()  # every process has looked at the folder before the first one writes to it
-    if distributed.is_main():
-        atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        if hasattr(source, "describe"):
-            atomic_write_json(run_dir / build.SOURCE_FILE, source.describe())
-    record = Record(
-        cfg,
-        run_dir,
-        command=command,
-        choices=choices,
-        device=device,
-        start=start,
-        parameters=build.num_parameters(objective),
-    )
-    trainer = Trainer(
-        source=source,
-        objective=objective,
-        learner=learner,
-        transforms=build.build_transforms(cfg, objective),
-        evaluators=build.build_evaluators(cfg, source),
-        run_dir=run_dir,
-        steps=cfg.steps,
-        batch_size=cfg.batch_size,
-        seed=cfg.seed,
-        device=device,
-        log_every=cfg.log_every,
-        checkpoint_every=cfg.checkpoint_every,
-        log=record.log,
-        on_evaluation=record.evaluation,
-        state={"config": resolved(cfg), "spec": str(source.spec), "versions": versions(), "commit": git_commit()},
-        keep_best=cfg.keep_best,
-        start_step=start,
-        best=best,
-    )
-    code = trainer.fit()
-    record.finish(trainer, code)
-    return code
+    with sole_writer(run_dir) if distributed.is_main() else nullcontext():
+        if distributed.is_main():
+            atomic_write(run_dir / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            if hasattr(source, "describe"):
+                atomic_write_json(run_dir / build.SOURCE_FILE, source.describe())
+        record = Record(
+            cfg,
+            run_dir,
+            command=command,
+            choices=choices,
+            device=device,
+            start=start,
+            parameters=build.num_parameters(objective),
+        )
+        trainer = Trainer(
+            source=source,
+            objective=objective,
+            learner=learner,
+            transforms=build.build_transforms(cfg, objective),
+            evaluators=build.build_evaluators(cfg, source),
+            run_dir=run_dir,
+            steps=cfg.steps,
+            batch_size=cfg.batch_size,
+            seed=cfg.seed,
+            device=device,
+            log_every=cfg.log_every,
+            checkpoint_every=cfg.checkpoint_every,
+            log=record.log,
+            on_evaluation=record.evaluation,
+            state={"config": resolved(cfg), "spec": str(source.spec), "versions": versions(), "commit": git_commit()},
+            keep_best=cfg.keep_best,
+            start_step=start,
+            best=best,
+        )
+        code = trainer.fit()
+        record.finish(trainer, code)
+        return code
 
 
 class Record:

@@ -36,7 +36,7 @@ class PatchPictures:
         source: of pictures; those of ``split("test")`` where it has splits.
         every: steps between two looks; 0 looks at the end only.
         num: pictures drawn; num_neighbours: of each.
-        num_pool: pictures among which neighbours are looked for.
+        num_pool: samples among which neighbours are looked for; a picture that was drawn again counts once.
         entry: of what ``embed`` gives; None takes the first by name.
         chunk: pictures encoded at a time.
         seed: of the pictures and their masks.
@@ -98,23 +98,23 @@ class PatchPictures:
         return pack(metrics, files=files)
 
     def _batch(self, objective: Objective) -> TensorDict:
-        """Samples as the objective trains on them, its transforms drawn from this evaluator's seed."""
+        """Different samples as the objective trains on them, its transforms drawn from this evaluator's seed."""
         generator = Generator(device_of(objective)).manual_seed(self.seed)
         batch = self.source.sample(self.num_pool, objective.window, generator)
         for transform in objective.transforms():
             batch = transform(batch, generator)
-        return batch
+        return batch[first_of_each(batch[OBSERVATION, PIXELS][:, 0])]
 
     def patch_rows(self, images: np.ndarray, features: Tensor, grid: tuple[int, int]) -> list[list[Tile]]:
         """The middle patch of each of the first pictures, and the most similar patches of other pictures, one each."""
-        middle = (grid[0] // 2) * grid[1] + grid[1] // 2
+        middle, num = (grid[0] // 2) * grid[1] + grid[1] // 2, min(self.num, len(images))
         unit = F.normalize(features, dim=-1)
-        cosine = torch.einsum("qd,nkd->qnk", unit[: self.num, middle], unit)
+        cosine = torch.einsum("qd,nkd->qnk", unit[:num, middle], unit)
         best, place = cosine.max(-1)  # of each picture, [num, N]
-        best[torch.arange(self.num), torch.arange(self.num)] = -torch.inf
-        nearest = best.topk(self.num_neighbours)
+        best[torch.arange(num), torch.arange(num)] = -torch.inf
+        nearest = best.topk(min(self.num_neighbours, len(images) - 1))
         rows = []
-        for query in range(self.num):
+        for query in range(num):
             row = [Tile(images[query], _box(images, grid, middle), "patch")]
             for score, index in zip(nearest.values[query].tolist(), nearest.indices[query].tolist(), strict=True):
                 row.append(Tile(images[index], _box(images, grid, int(place[query, index])), f"{score:.2f}"))
@@ -126,9 +126,9 @@ class PatchPictures:
     ) -> tuple[list[list[Tile]], dict[str, float]]:
         """Each of the first pictures and those most similar to it by latents [N, D]; and what their labels say."""
         unit = F.normalize(latent, dim=-1)
-        nearest = (unit @ unit.T).fill_diagonal_(-torch.inf).topk(self.num_neighbours)
+        nearest = (unit @ unit.T).fill_diagonal_(-torch.inf).topk(min(self.num_neighbours, len(images) - 1))
         rows = []
-        for query in range(self.num):
+        for query in range(min(self.num, len(images))):
             row = [Tile(images[query], None, "picture")]
             for score, index in zip(nearest.values[query].tolist(), nearest.indices[query].tolist(), strict=True):
                 row.append(Tile(images[index], None, f"{score:.2f}"))
@@ -140,6 +140,14 @@ class PatchPictures:
             "neighbour_same_class": float((label[nearest.indices] == label[:, None]).double().mean()),
             "chance_same_class": float((same.double().sum(1) - 1).mean() / others),
         }
+
+
+def first_of_each(pixels: Tensor) -> Tensor:
+    """Where each different picture of [N, C, H, W] comes first, in order: int64 [N']."""
+    _, kind = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)  # [N]
+    place = torch.arange(len(kind), device=kind.device)
+    first = torch.full_like(place, len(kind)).scatter_reduce_(0, kind, place, "amin")
+    return first[first < len(kind)].sort().values
 
 
 def mask_rows(images: np.ndarray, context: Tensor, targets: Tensor, grid: tuple[int, int]) -> list[list[Tile]]:

@@ -26,7 +26,7 @@ from worldmodels.evals.dense_patches import (
 )
 from worldmodels.evals.dense_probe import DenseProbe, object_contrast
 from worldmodels.evals.label_propagation import LabelPropagation, clips_of, films, near
-from worldmodels.evals.patch_pictures import PatchPictures, mask_rows
+from worldmodels.evals.patch_pictures import PatchPictures, first_of_each, mask_rows
 from worldmodels.evals.probes import confusion
 from worldmodels.evals.results import unpack
 
@@ -276,6 +276,11 @@ def test_neighbours_mark_the_patch_that_is_alike():
     assert query.box == (3 * PATCH, 2 * PATCH, PATCH, PATCH)
     assert nearest.box == (5 * PATCH, 0, PATCH, PATCH)
     assert nearest.title == "1.00"
+
+
+def test_a_picture_drawn_again_is_no_neighbour_of_itself():
+    pixels = torch.randint(0, 256, (3, 3, 4, 4), dtype=torch.uint8)[[2, 0, 2, 1, 0, 2]]
+    assert first_of_each(pixels).tolist() == [0, 1, 3]
 
 
 def test_pictures_name_what_is_missing():
