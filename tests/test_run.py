@@ -146,6 +146,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
         (["agent=td_jepa", "env=toy", "weights.extra=1"], "extra"),
         (["agent=td_jepa", "env=toy", "+weights.extra=1"], "extra"),
         (["agent=td_jepa", "env=toy", "precision=fp8"], "precision"),
+        (["agent=td_jepa", "env=toy", "batch_size=0"], "batch_size=0: at least one sample"),
         (["objective=i_jepa", "env.dataset=digits", "encoder=resnet18"], "scale=paper"),
     ],
 )  # fmt: skip

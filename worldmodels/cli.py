@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from worldmodels.spelling import did_you_mean
 
 FOR_USERS = (ValueError, OSError, FloatingPointError, ImportError)
-ANOTHERS = (  # what a configuration node is told that was meant for another class
+NOT_ITS_OWN = (  # what a configuration node is told that was meant for another class
     ": the configuration names it. scale=small sizes the parts that a system has by itself; with another encoder use "
     "scale=paper, or ~KEY to take away what is not its own"
 )
@@ -122,5 +122,5 @@ def one_line_errors() -> Iterator[None]:
         is_of_another = isinstance(reason, TypeError) and "got an unexpected keyword argument" in str(reason)
         if os.environ.get("WORLDMODELS_TRACEBACK") or not (is_of_another or isinstance(reason, FOR_USERS)):
             raise
-        hint = ANOTHERS if is_of_another else ""
+        hint = NOT_ITS_OWN if is_of_another else ""
         fail(f"{str(reason) or repr(reason)}{hint}")

@@ -84,8 +84,10 @@ def run(cfg: DictConfig, *, command: str, choices: Mapping[str, str] | None = No
 def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[str, str]) -> int:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    if cfg.batch_size % distributed.world_size():
-        raise ValueError(f"batch_size={cfg.batch_size} does not divide among {distributed.world_size()} processes")
+    if cfg.batch_size < 1 or cfg.batch_size % distributed.world_size():
+        raise ValueError(
+            f"batch_size={cfg.batch_size}: at least one sample, and equally many for {distributed.world_size()} processes"
+        )
     build.use_fast_matmul(device)
     run_dir = claim_run_dir(cfg)
     if (done := finished_steps(run_dir)) is not None and done >= cfg.steps:

@@ -4,12 +4,14 @@ from functools import partial
 
 import pytest
 import torch
+from hydra.utils import instantiate
 from tensordict import TensorDict
 from torch.nn import functional as F
 
 from perception.augment import AugmentedViews
 from perception.image import ResNet18
 from perception.resample import fitted
+from tests.systems import composed
 from tests.worldmodels.objectives.pictures import batch_of, check_compiles_whole, i_jepa, spec
 from worldmodels import masking
 from worldmodels.core import Embeds, TwoViews
@@ -131,3 +133,15 @@ def test_encoders_without_patches_are_refused():
 def test_several_views_are_refused():
     with pytest.raises(ValueError, match=r"views.num_views=2: i_jepa and dmt_jepa look at one view.*views=crop"):
         i_jepa(views=partial(AugmentedViews, num_views=2))
+
+
+@pytest.mark.parametrize("method", ["i_jepa", "dmt_jepa"])
+def test_weight_decay_grows_as_published_but_not_at_small_scale(method):
+    cfg = composed(f"objective={method}", "scale=paper")
+    factor = instantiate(cfg.weight_decay_schedule)
+    decays = [cfg.optim.weight_decay * factor(step) for step in (0, cfg.steps // 2, cfg.steps)]
+    assert decays == pytest.approx([0.04, 0.22, 0.4])
+    vectors = [name for name in cfg.param_groups if name.endswith("_vectors")]
+    assert len(vectors) == 2 + (method == "dmt_jepa")
+    assert all(cfg.param_groups[name].weight_decay == 0 for name in vectors)
+    assert composed(f"objective={method}").weight_decay_schedule is None
