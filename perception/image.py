@@ -84,7 +84,16 @@ class VisionTransformer(Encoder):
 
         Returns:
             "tokens" [B, N or K, D], zero at padding, and "pooled" [B, D], their mean.
+
+        Raises:
+            ValueError: for pictures of another size than the spec's.
         """
+        size, own = tuple(obs[PIXELS].shape[-2:]), tuple(side * self.patch for side in self.grid)
+        if size != own:
+            raise ValueError(
+                f"this transformer has positions for pictures of {own[0]} x {own[1]}; these are {size[0]} x {size[1]}. "
+                "Use encoder=resnet18 for pictures of several sizes, as views=saccades gives"
+            )
         patches, at, is_valid = self.cut(obs[PIXELS]), self.positions, None
         if keep is not None:
             patches = gather_tokens(patches, keep)  # bytes, [B, K, C P P]

@@ -86,7 +86,7 @@ def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[s
         torch.set_num_threads(cfg.threads)
     if cfg.batch_size < 1 or cfg.batch_size % distributed.world_size():
         raise ValueError(
-            f"batch_size={cfg.batch_size}: at least one sample, and equally many for {distributed.world_size()} processes"
+            f"batch_size={cfg.batch_size}: at least one sample, equally many for {distributed.world_size()} processes"
         )
     build.use_fast_matmul(device)
     run_dir = claim_run_dir(cfg)

@@ -161,6 +161,9 @@ def test_bad_input_is_named():
             make(mean=[0.5])
     with pytest.raises(ValueError, match="do not tile pictures of 16 x 24"):
         vit(patch=7)
+    turned = TensorDict({"pixels": pictures()["pixels"].mT}, [5])  # as many patches, in other places
+    with pytest.raises(ValueError, match=r"positions for pictures of 16 x 24; these are 24 x 16. .*resnet18"):
+        vit()(turned)
     for make in (
         lambda: VisionTransformer(other, patch=8, dim=16, depth=1, num_heads=1),
         lambda: ResNet18(other, has_small_stem=True),

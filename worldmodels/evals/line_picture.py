@@ -28,6 +28,6 @@ def lines_picture(
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="lower left")  # where none is named, the search is slow, and warns
     axes.tick_params(labelsize=7)
     return png(figure)
