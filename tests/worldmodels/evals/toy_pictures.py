@@ -52,6 +52,9 @@ class ToyViews:
         self.num = num_views
         self.spec = Composite(observation=spec["observation"], transformation=Unbounded((2,)), action=Unbounded((3,)))
 
+    def fitted(self, obs: TensorDict) -> TensorDict:
+        return obs
+
     def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
         size = len(batch["label"])
         draws = torch.randint(1, 255, (size, self.num, 2, 2), generator=generator, dtype=torch.uint8)
