@@ -217,9 +217,7 @@ def _starts(rules: Rules, radius: Tensor, direction: Tensor, chance: Chance) -> 
     return position, speed[..., None] * unit(angle)
 
 
-def _encounters(
-    rules: Rules, radius: Tensor, meets: Tensor, times: Tensor, chance: Chance
-) -> tuple[Tensor, Tensor]:
+def _encounters(rules: Rules, radius: Tensor, meets: Tensor, times: Tensor, chance: Chance) -> tuple[Tensor, Tensor]:
     """Places and velocities [B, 2, 2] of two discs in the first frame, so that they meet where ``meets`` [B] says so.
 
     Drawn are both velocities, when the two would be nearest if they passed through each other, the middle between them
@@ -233,7 +231,9 @@ def _encounters(
     drift = velocity[:, :, 1] - velocity[:, :, 0]
     across = torch.stack((-drift[..., 1], drift[..., 0]), -1) / drift.norm(dim=-1, keepdim=True).clamp_min(1e-6)
     reach = radius.sum(-1)[:, None]  # [B, 1]
-    near = torch.where(meets[:, None], chance.uniform(*shape, high=0.9), chance.uniform(*shape, low=_NEAR[0], high=_NEAR[1]))
+    near = torch.where(
+        meets[:, None], chance.uniform(*shape, high=0.9), chance.uniform(*shape, low=_NEAR[0], high=_NEAR[1])
+    )
     side = 1 - 2 * chance.integers(2, *shape)
     half = (near * side * reach)[..., None] * across / 2  # [B, J, 2]
     middle = 0.2 + 0.6 * chance.uniform(*shape, 2) if rules.has_walls else chance.uniform(*shape, 2)

@@ -18,7 +18,9 @@ from envs.images import JUDGED, split_parts
 
 _PATCH = 80  # pixels of a photograph that one background shows
 _MOST = {"train": 64, "val": 16, "test": 16}  # patches of a photograph
-_PLAIN = 8.0  # a patch whose grey levels have a smaller standard deviation is left out: it shows no motion of the camera
+_PLAIN = (
+    8.0  # a patch whose grey levels have a smaller standard deviation is left out: it shows no motion of the camera
+)
 _TEXTURE = (150.0, 45.0)  # mean and standard deviation of the grey levels of textures, so that digits stand out on all
 _DIGIT, _RIM = 8, 2  # pixels of a digit; empty ones around it, so that its corners lie within the disc
 
@@ -55,7 +57,9 @@ def scene_pictures(
         digits = from_arrays(named_pictures("digits", None, **shares), None)
         photographs = named_pictures("photographs", _PATCH, **shares)
     except ImportError as error:
-        raise ImportError("env=moving_scenes needs digits and photographs: pip install 'worldmodels[images]'") from error
+        raise ImportError(
+            "env=moving_scenes needs digits and photographs: pip install 'worldmodels[images]'"
+        ) from error
     random, drawn = np.random.default_rng(seed), split_parts(digits, **shares)
     patches, part_of = np.concatenate(photographs.arrays), np.asarray(photographs.parts)
     is_plain = patches.mean(1).std((1, 2)) < _PLAIN

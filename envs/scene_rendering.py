@@ -129,14 +129,14 @@ def _colours(scene: Scene, number: int, pictures: ScenePictures, x: Tensor, y: T
     angle = scene.angle[:, :, number, None, None]
     cos, sin = angle.cos(), angle.sin()
     places = torch.stack((cos * x + sin * y, cos * y - sin * x), -1)  # [B, T, W, W, 2], turned back
-    sprite = torch.cat((pictures.ink[scene.ink[:, number], None], pictures.texture[scene.texture[:, number]]), 1)
-    seen = F.grid_sample(  # [B, 4, T W, W]
-        sprite.float(), places.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False
-    ).unflatten(2, places.shape[1:3])
-    tint = scene.tint[:, number, :, None, None, None]
-    colour = (seen[:, 1:] * 0.7 + 60) * tint
-    ink = ((seen[:, :1] - 50) / 130).clamp(0, 1)  # thin strokes are as dark as thick ones
-    return colour + (_INK - colour) * ink
+    tint = scene.tint[:, number, :, None, None]
+    sprite = (pictures.texture[scene.texture[:, number]] * 0.7 + 60) * tint  # [B, 3, A, A]
+    ink = ((pictures.ink[scene.ink[:, number], None].float() - 50) / 130).clamp(0, 1)  # thin strokes get dark, too
+    sprite = sprite + (_INK - sprite) * ink
+    seen = F.grid_sample(
+        sprite, places.flatten(1, 2), mode="bilinear", padding_mode="border", align_corners=False
+    )  # [B, 3, T W, W]
+    return seen.unflatten(2, places.shape[1:3])
 
 
 def _with_bar(canvas: Tensor, scene: Scene, *, has_walls: bool) -> Tensor:

@@ -62,7 +62,9 @@ def draw_twins(rules: Rules, pictures: ScenePictures, num: int, num_frames: int,
         raise ValueError(f"clips of {num_frames} frames are too short for a surprise: {SHORTEST} or more")
     does_meet = kind == "pass_through"
     if does_meet and rules.num_objects[1] < 3:
-        raise ValueError(f"env.num_objects={list(rules.num_objects)}: {kind} needs 3, the main object and two that meet")
+        raise ValueError(
+            f"env.num_objects={list(rules.num_objects)}: {kind} needs 3, the main object and two that meet"
+        )
     drawn = draw(rules, pictures, num, num_frames, chance, has_pair=does_meet, does_meet=does_meet)
     times = torch.arange(num_frames, device=chance.device) / rules.frame_rate
     setting = _Setting(rules, pictures, drawn, times, num_frames // 2, chance)
