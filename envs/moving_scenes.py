@@ -54,23 +54,12 @@ class MovingScenes:
         device: of the clips, and where they are made.
         size: side of the frames in pixels.
         num_frames: of the clips of ``part`` and ``pairs``; batches have as many as they are asked for.
-        frame_rate: frames a second.
-        num_objects: the least and the most, from 1 to 8; all numbers are equally frequent.
-        radius: of all but the main object, the least and the greatest.
-        main_radius: of the main object, greater than all others.
-        speed: of every object, the least and the greatest, sides a second.
-        max_spin: how fast objects turn at most, degrees a second.
-        has_walls: objects bounce off the edges of the room, which is one frame wide. Else the plane wraps around, and
-            place and direction of an object are independent in every frame; with walls in the first one only.
-        has_equal_mass: or mass goes with the area of a disc.
-        collision_chance: of clips in which the two solid objects meet.
-        camera_speed: the greatest speed of the camera, sides a second. With walls a fast one leaves the room.
-        light: greatest change of brightness and, less, of colour; 0 leaves all as it is.
         background_contrast: of the photograph behind all, 0..1; 0 is flat grey.
-        occluder_chance: of an opaque bar in front of everything.
         val_share, test_share: of digits and photographs.
         split_seed: of the parts' pictures.
         seed: of the clips of ``part`` and ``pairs``.
+        rules: of the scenes, see ``envs.scene_draws.Rules``: frame_rate, num_objects, radius, main_radius, speed,
+            max_spin, has_walls, has_equal_mass, collision_chance, camera_speed, light, occluder_chance.
 
     Raises:
         ValueError: for settings that cannot be, by key.
@@ -83,23 +72,12 @@ class MovingScenes:
         device: torch.device | str = "cpu",
         size: int = 64,
         num_frames: int = 16,
-        frame_rate: int | float = 8,
-        num_objects: Sequence[int] = (3, 5),
-        radius: Sequence[int | float] = (0.09, 0.12),
-        main_radius: int | float = 0.17,
-        speed: Sequence[int | float] = (0.25, 0.6),
-        max_spin: int | float = 60,
-        has_walls: bool = False,
-        has_equal_mass: bool = True,
-        collision_chance: int | float = 0.5,
-        camera_speed: int | float = 0.1,
-        light: int | float = 0.25,
         background_contrast: int | float = 0.6,
-        occluder_chance: int | float = 0.2,
         val_share: int | float = 0.1,
         test_share: int | float = 0.1,
         split_seed: int = 42,
         seed: int = 0,
+        **rules: Any,
     ) -> None:
         self.device, self.num_frames, self.seed, self.part_name = torch.device(device), num_frames, seed, "train"
         if size < 16:
@@ -112,20 +90,7 @@ class MovingScenes:
             raise ValueError(
                 f"env.val_share={val_share}, env.test_share={test_share}: each above 0, and a rest for training"
             )
-        self.rules = Rules(
-            frame_rate=float(frame_rate),
-            num_objects=_pair(num_objects, "num_objects"),
-            radius=_pair(radius, "radius"),
-            main_radius=float(main_radius),
-            speed=_pair(speed, "speed"),
-            max_spin=float(max_spin),
-            has_walls=has_walls,
-            has_equal_mass=has_equal_mass,
-            collision_chance=float(collision_chance),
-            camera_speed=float(camera_speed),
-            light=float(light),
-            occluder_chance=float(occluder_chance),
-        )
+        self.rules = Rules(**rules)
         self.size, self.contrast, self.label_classes = size, float(background_contrast), self.rules.label_classes
         detail = max(12, min(48, round(2 * self.rules.main_radius * size)))  # as the main object is shown
         self._shares = {"val_share": float(val_share), "test_share": float(test_share), "seed": split_seed}
@@ -235,9 +200,3 @@ def _frames(window: int | None, usual: int) -> int:
     if window is not None and window < 1:
         raise ValueError(f"window={window}: a clip has at least one frame")
     return usual if window is None else window
-
-
-def _pair(values: Sequence[Any], key: str) -> Any:
-    if len(values) != 2:
-        raise ValueError(f"env.{key}={list(values)}: two numbers, the least and the greatest")
-    return (values[0], values[1])

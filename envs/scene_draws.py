@@ -2,7 +2,7 @@
 
 Objects, from the farthest to the nearest:
 
-* the first two are *solid*, which their white rims tell: they lie at one depth and bounce off each other when they meet;
+* the first two are *solid*, which their white rims tell: they lie at one depth and bounce off each other;
 * others float, each at a depth of its own, and have black rims: they pass in front of what is farther, behind what is
   nearer;
 * the last one is the *main* object: the largest, in front of all others, with a black rim. It meets nothing.
@@ -15,6 +15,7 @@ object's place is uniform in every frame whatever its velocity, so no single fra
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,32 +37,55 @@ _TRIES = 8  # meetings or misses drawn for one that comes true
 _NEAR = (1.1, 1.7)  # least and greatest distance of a miss, in radii of both
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Rules:
-    """The physics of scenes. Lengths are in sides of the frame; the settings of ``envs.moving_scenes``."""
+    """The physics of scenes. Lengths are in sides of the frame, ranges the least and the greatest.
 
-    frame_rate: float
-    num_objects: tuple[int, int]
-    radius: tuple[float, float]
-    main_radius: float
-    speed: tuple[float, float]
-    max_spin: float
-    has_walls: bool
-    has_equal_mass: bool
-    collision_chance: float
-    camera_speed: float
-    light: float
-    occluder_chance: float
+    Args:
+        frame_rate: frames a second.
+        num_objects: the least and the most, from 1 to 8; all numbers are equally frequent.
+        radius: of all but the main object.
+        main_radius: of the main object, greater than all others.
+        speed: of every object, sides a second.
+        max_spin: how fast objects turn at most, degrees a second.
+        has_walls: objects bounce off the edges of the room, which is one frame wide. Else the plane wraps around, and
+            place and direction of an object are independent in every frame; with walls in the first one only.
+        has_equal_mass: or mass goes with the area of a disc.
+        collision_chance: of clips in which the two solid objects meet.
+        camera_speed: the greatest speed of the camera, sides a second. With walls a fast one leaves the room.
+        light: greatest change of brightness and, less, of colour; 0 leaves all as it is.
+        occluder_chance: of an opaque bar in front of everything.
+
+    Raises:
+        ValueError: for rules that cannot be, by key.
+    """
+
+    frame_rate: int | float = 8
+    num_objects: Sequence[int] = (3, 5)
+    radius: Sequence[int | float] = (0.09, 0.12)
+    main_radius: int | float = 0.17
+    speed: Sequence[int | float] = (0.25, 0.6)
+    max_spin: int | float = 60
+    has_walls: bool = False
+    has_equal_mass: bool = True
+    collision_chance: int | float = 0.5
+    camera_speed: int | float = 0.1
+    light: int | float = 0.25
+    occluder_chance: int | float = 0.2
 
     def __post_init__(self) -> None:
+        for key in ("num_objects", "radius", "speed"):
+            if len(given := tuple(getattr(self, key))) != 2:
+                raise ValueError(f"env.{key}={list(given)}: two numbers, the least and the greatest")
+            setattr(self, key, given)  # YAML gives lists
         low, high = self.num_objects
         if not 1 <= low <= high <= 8:
             raise ValueError(f"env.num_objects={[low, high]}: the least and the most, from 1 to 8")
         low, high = self.radius
         if not 0 < low <= high < self.main_radius <= 0.25:
             raise ValueError(
-                f"env.radius={[low, high]}, env.main_radius={self.main_radius}: the least and the greatest above 0; the "
-                "main object is the largest, at most 0.25"
+                f"env.radius={[low, high]}, env.main_radius={self.main_radius}: the least and the greatest, above 0; "
+                "the main object is the largest, at most 0.25"
             )
         low, high = self.speed
         if not 0 < low <= high:
@@ -83,7 +107,7 @@ class Rules:
     @property
     def extents(self) -> list[float]:
         """The greatest radius of each object, from the farthest to the nearest."""
-        return [self.radius[1]] * (self.num_objects[1] - 1) + [self.main_radius]
+        return [float(self.radius[1])] * (self.num_objects[1] - 1) + [float(self.main_radius)]
 
     @property
     def label_classes(self) -> dict[str, tuple[str, ...]]:
@@ -185,25 +209,28 @@ def draw(
         background=chance.integers(len(pictures.background), num),
         **_surroundings(rules, num, times, chance),
     )
-    speed = velocity[:, -1].norm(dim=-1)
-    labels = {
-        "direction": direction if num_frames > 1 else torch.full_like(direction, MISSING),
-        "speed": speed if num_frames > 1 else torch.full_like(speed, math.nan),
-        "identity": pictures.digit[ink[:, -1]],
-        "event_order": _where((count > 1) & (num_frames >= SHORTEST), 1 - is_main_first.long()),
-        "collision": _where((count > 2) & (num_frames >= SHORTEST), has_collided.long()),
-        "num_objects": count - low,
-    }
-    return Drawn(scene, labels, position, velocity)
+    facts = {"direction": direction, "speed": velocity[:, -1].norm(dim=-1), "identity": pictures.digit[ink[:, -1]]}
+    events = {"event_order": 1 - is_main_first.long(), "collision": has_collided.long()}
+    return Drawn(scene, _labels(facts, events, count, low, num_frames), position, velocity)
+
+
+def _labels(
+    facts: dict[str, Tensor], events: dict[str, Tensor], count: Tensor, least: int, num_frames: int
+) -> dict[str, Tensor]:
+    """The labels [B], with those missing that a clip of ``num_frames`` and ``count`` [B] objects has not."""
+    labels = {**facts, **events, "num_objects": count - least}
+    has_events = num_frames >= SHORTEST
+    for name, objects in (("event_order", 2), ("collision", 3)):
+        labels[name] = torch.where((count >= objects) & has_events, labels[name], MISSING)
+    if num_frames < 2:
+        labels["direction"] = torch.full_like(labels["direction"], MISSING)
+        labels["speed"] = torch.full_like(labels["speed"], math.nan)
+    return labels
 
 
 def unit(angle: Tensor) -> Tensor:
     """Directions [..., 2] of angles [...]."""
     return torch.stack((angle.cos(), angle.sin()), -1)
-
-
-def _where(exists: Tensor, label: Tensor) -> Tensor:
-    return torch.where(exists, label, MISSING)
 
 
 def _starts(rules: Rules, radius: Tensor, direction: Tensor, chance: Chance) -> tuple[Tensor, Tensor]:

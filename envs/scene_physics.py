@@ -1,4 +1,4 @@
-"""Discs that move, wrap around or bounce off walls, and collide: a batch of scenes at once, all of it closed-form steps.
+"""Discs that move, wrap around or bounce off walls, and collide: a batch of scenes at once.
 
 Lengths are in sides of the frame, times in seconds; x grows to the right, y downwards. Without walls the plane wraps
 around with period 1 (a torus), so that uniform places stay uniform for ever, whatever the velocities. With walls a disc
@@ -68,13 +68,13 @@ def collide(
     has_walls: bool,
     steps: int = 1,
 ) -> Motion:
-    """Move discs, of which the solid ones collide elastically and without friction: momentum changes along the line
-    between the centres only.
+    """Move discs, of which the solid ones collide elastically.
 
-    Within a step the first contact of each scene is found as the root of a quadratic and happens exactly then; a second
-    one of the same step happens at the beginning of the next. Contacts are looked for on straight lines: one that
-    follows a bounce off a wall within the same step is found a step late. Discs that overlap at first are pushed apart
-    only if they approach.
+    There is no friction: momentum changes along the line between two centres only, and nothing begins to turn. Within
+    a step the first contact of each scene is found as the root of a quadratic and happens exactly then; a second one of
+    the same step happens at the beginning of the next. Contacts are looked for on straight lines: one that follows a
+    bounce off a wall within the same step is found a step late. Discs that overlap at first are pushed apart only if
+    they approach.
 
     Args:
         position, velocity: in the first frame, [B, K, 2].

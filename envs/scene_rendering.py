@@ -1,4 +1,4 @@
-"""Painting scenes of discs: a whole batch of clips at once, one object after the other, from the farthest to the nearest.
+"""Painting scenes of discs: a batch of clips at once, one object after the other, from the farthest to the nearest.
 
 Notable: objects are sampled at the places of the frame's pixels and their rims are covered by the exact share of a
 pixel to first order, so motion by a fraction of a pixel shows; only the square around an object is touched; where the

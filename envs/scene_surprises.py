@@ -1,8 +1,8 @@
 """Violation of expectation: clips in which something impossible happens, each with its possible twin.
 
-The twins are the same to the pixel until the impossible happens, and in all else: a model that knows the world should be
-more surprised by the one than by the other. In all kinds but ``pass_through`` the main object goes behind a bar in the
-middle of the clip, where it is hidden completely, and comes out at the other side.
+The twins are the same to the pixel until the impossible happens, and in all else: a model that knows the world should
+be more surprised by the one than by the other. In all kinds but ``pass_through`` the main object goes behind a bar, is
+hidden completely in the middle of the clip, and comes out at the other side.
 
 Source: the idea of such pairs is that of IntPhys (Riochet et al., arXiv 1803.07616); the scenes are our own.
 """
