@@ -9,7 +9,7 @@ Source: sheet salt_video, section 1.7: the totals quoted for V-JEPA 2 (1.9, 3.5,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -45,7 +45,7 @@ def size_of(module: nn.Module) -> Size:
 
 def forward_flops(size: Size, num_tokens: int | float) -> float:
     """Operations of one sample's pass of ``num_tokens`` tokens, F = 2 P n + 4 L n^2 d."""
-    return 2 * size.num_weights * num_tokens + 4 * size.depth * num_tokens**2 * size.dim
+    return float(2 * size.num_weights * num_tokens + 4 * size.depth * num_tokens**2 * size.dim)
 
 
 def step_flops(
@@ -53,7 +53,7 @@ def step_flops(
     predictor: Size,
     *,
     num_tokens: int,
-    shares: Mapping[str, tuple[float, float]],
+    shares: Mapping[str, Sequence[int | float]],
     teacher: Size | None,
 ) -> float:
     """Operations of one sample in one training step of masked prediction on clips.
@@ -73,6 +73,6 @@ def step_flops(
     return watched + TRAINING * (seen + asked)
 
 
-def shares_of(masks: Mapping[str, tuple[int, int]], num_tokens: int) -> dict[str, tuple[float, float]]:
+def shares_of(masks: Mapping[str, Sequence[int]], num_tokens: int) -> dict[str, tuple[float, float]]:
     """Shares of context and targets from their lengths K and K', by family."""
     return {name: (context / num_tokens, target / num_tokens) for name, (context, target) in masks.items()}
