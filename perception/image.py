@@ -233,7 +233,13 @@ def picture_shape(
     if (OBSERVATION, PIXELS) not in spec.keys(True):
         have = sorted(map(str, spec[OBSERVATION].keys())) if OBSERVATION in spec.keys() else []
         raise ValueError(f"encoder={name} needs observation/pixels in the data; it has {have}. Use encoder=state.")
-    channels, height, width = spec[OBSERVATION, PIXELS].shape[-3:]
+    shape = spec[OBSERVATION, PIXELS].shape
+    if len(shape) != 3:
+        raise ValueError(
+            f"encoder={name} needs pictures, observation/pixels [C, H, W]; these are {list(shape)}. Use "
+            "encoder=video_tiny for clips."
+        )
+    channels, height, width = shape
     for key, values in (("mean", mean), ("std", std)):
         if values is not None and len(values) != channels:
             raise ValueError(f"encoder.{key} has {len(values)} numbers; pictures have {channels} channels")

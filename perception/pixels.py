@@ -36,7 +36,13 @@ class PixelEncoder(Encoder):
         if (OBSERVATION, PIXELS) not in spec.keys(True):
             have = sorted(map(str, spec[OBSERVATION].keys()))
             raise ValueError(f"encoder=pixels needs observation/pixels in the data; it has {have}. Use encoder=state.")
-        in_channels, height, width = spec[OBSERVATION, PIXELS].shape[-3:]
+        shape = spec[OBSERVATION, PIXELS].shape
+        if len(shape) != 3:
+            raise ValueError(
+                f"encoder=pixels needs pictures, observation/pixels [C, H, W]; these are {list(shape)}. Use "
+                "encoder=video_tiny for clips."
+            )
+        in_channels, height, width = shape
         layers: list[nn.Module] = []
         for index in range(4):
             conv = nn.Conv2d(in_channels if index == 0 else channels, channels, 3, stride=2 if index == 0 else 1)

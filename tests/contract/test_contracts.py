@@ -34,6 +34,7 @@ CPU = torch.device("cpu")
 SPECS = {
     "state": Composite({OBSERVATION: Composite({STATE: Unbounded((5,))}), "action": Bounded(-1, 1, (3,))}),
     "pixels": Composite({OBSERVATION: Composite({PIXELS: Bounded(0, 255, (3, 32, 32), dtype=torch.uint8)})}),
+    "clips": Composite({OBSERVATION: Composite({PIXELS: Bounded(0, 255, (4, 3, 32, 32), dtype=torch.uint8)})}),
     "latents": Composite({OBSERVATION: Composite({TOKENS: Unbounded((3, 4))})}),
     "table": Composite(
         {
@@ -53,6 +54,11 @@ SPECS = {
 SMALL = {
     **{f"vit_{size}": ["encoder.depth=1", "encoder.dim=96"] for size in ("small", "base", "large", "huge", "giant")},
     "vit_huge": ["encoder.depth=1", "encoder.dim=96", "encoder.patch=16"],
+    **{
+        f"video_{size}": ["encoder.depth=1", "encoder.dim=96"]
+        for size in ("small", "base", "large", "huge", "gigantic")
+    },
+    "video_giant": ["encoder.depth=1", "encoder.dim=132"],
     "resnet18": ["encoder.width=8"],
     "lidar_voxels": ["encoder.low=[-4,-4,-1.2]", "encoder.high=[4,4,1.2]", "encoder.voxel_size=[0.25,0.25,0.1]"],
 }
@@ -221,6 +227,20 @@ def test_encoder_gives_what_it_promises(name):
     assert out[TOKENS].shape[-1] == encoder.dim
     alone = encoder(obs[2:3])[POOLED]
     torch.testing.assert_close(alone, out[POOLED][2:3], rtol=1e-4, atol=1e-5)  # no batch mate leaks in
+
+
+@pytest.mark.parametrize("positions", ["rotary.RotaryPositions", "positions.SinusoidalPositions"])
+def test_an_encoder_of_clips_compiles_whole(positions, unchecked):
+    from hydra.utils import instantiate
+
+    small = ["encoder.depth=2", "encoder.dim=96", f"encoder.positions._target_=worldmodels.nn.{positions}"]
+    encoder = instantiate(composed("agent=td_jepa", "encoder=video_tiny", *small).encoder)(SPECS["clips"])
+    obs = SPECS["clips"].expand(3).rand()[OBSERVATION]
+    torch._dynamo.reset()
+    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+    for keep in (None, torch.tensor([[0, 5]]).expand(3, -1), torch.tensor([[7, -1]]).expand(3, -1)):
+        for name, value in encoder(obs, keep).items():
+            torch.testing.assert_close(compiled(obs, keep)[name], value)
 
 
 def test_joint_training_shares_one_encoder():

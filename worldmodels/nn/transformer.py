@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from worldmodels.keys import REGISTERS, TOKENS
+from worldmodels.nn.rotary import rotated
 
 _SHORT = 400  # tokens: from here on torch's own attention is faster on CPUs, too, and its memory does not grow
 
@@ -50,10 +53,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        is_valid: Tensor | None = None,
+        last: int | None = None,
+        rotations: Tensor | None = None,
+    ) -> Tensor:
         """Attend within each row of ``x`` [B, N, D] to tokens where ``is_valid`` [B, N] (None: to all).
 
-        ``last``: only so many of the last tokens ask; the result is theirs, [B, last, D].
+        ``last``: only so many of the last tokens ask; the result is theirs, [B, last, D]. ``rotations``: of queries and
+        keys, by the places of the N tokens (``worldmodels/nn/rotary.py``).
         """
         if last is None:
             parts = self.qkv(x).chunk(3, -1)
@@ -62,7 +72,11 @@ class Attention(nn.Module):
             query = F.linear(x[:, -last:], weight[:dim], bias[:dim])
             parts = (query, *F.linear(x, weight[dim:], bias[dim:]).chunk(2, -1))
         # [B, heads, N, D / heads] each; a chunk a part costs fewer copies in the backward pass than one permutation
-        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)) for part in parts)
+        if rotations is not None:
+            query = rotated(query, rotations if last is None else rotations[:, -last:])
+            key = rotated(key, rotations)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         mask = None if is_valid is None else is_valid[:, None, None, :]
         return self.out(attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
@@ -86,13 +100,19 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(dim, hidden), activation(), nn.Linear(hidden, dim))
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(dim, epsilon), nn.LayerNorm(dim, epsilon)
 
-    def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        is_valid: Tensor | None = None,
+        last: int | None = None,
+        rotations: Tensor | None = None,
+    ) -> Tensor:
         """Map [B, N, D] to [B, N, D], or to [B, last, D]: the last tokens only."""
         rest = x if last is None else x[:, -last:]
         if self.is_pre_norm:
-            x = rest + self.attention(self.norm_attention(x), is_valid, last)
+            x = rest + self.attention(self.norm_attention(x), is_valid, last, rotations)
             return x + self._feed(self.norm_feed_forward(x))
-        x = self.norm_attention(rest + self.attention(x, is_valid, last))
+        x = self.norm_attention(rest + self.attention(x, is_valid, last, rotations))
         return self.norm_feed_forward(x + self._feed(x))
 
     def _feed(self, x: Tensor) -> Tensor:
@@ -110,6 +130,10 @@ class Transformer(nn.Module):
             in one (seq-JEPA has both).
         is_init_truncated: whether linear weights start normal of standard deviation 0.02, cut at two of them, and
             biases zero; or as torch starts them, by the width of their input, which suits narrow ones better.
+        is_init_scaled: whether the weights that lead into the residuals of block l = 1, 2, ... start divided by
+            sqrt(2 l), so that residuals do not grow with the depth.
+        is_checkpointed: whether the backward pass computes every block again instead of keeping what it computed: less
+            memory, a third more time.
     """
 
     def __init__(
@@ -124,23 +148,42 @@ class Transformer(nn.Module):
         epsilon: float = 1e-6,
         has_final_norm: bool | None = None,
         is_init_truncated: bool = True,
+        is_init_scaled: bool = False,
+        is_checkpointed: bool = False,
     ) -> None:
         super().__init__()
+        self.is_checkpointed = is_checkpointed
         options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
         self.blocks = nn.ModuleList(Block(dim, **options, activation=activation, epsilon=epsilon) for _ in range(depth))
         has_norm = is_pre_norm if has_final_norm is None else has_final_norm
         self.norm = nn.LayerNorm(dim, epsilon) if has_norm else nn.Identity()
         if is_init_truncated:
             self.apply(init_truncated)
+        if is_init_scaled:
+            with torch.no_grad():
+                for number, block in enumerate(self.blocks, 1):
+                    for weight in (block.attention.out.weight, block.get_parameter("feed_forward.2.weight")):
+                        weight.div_(math.sqrt(2 * number))
 
-    def forward(self, x: Tensor, is_valid: Tensor | None = None, last: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        is_valid: Tensor | None = None,
+        last: int | None = None,
+        rotations: Tensor | None = None,
+    ) -> Tensor:
         """Map [B, N, D] to [B, N, D]; rows of padded tokens mean nothing.
 
         ``last``: only so many of the last tokens are needed; the last block computes no others, [B, last, D].
+        ``rotations``: of queries and keys in every block, see ``Attention``.
         """
-        for block in self.blocks[:-1]:
-            x = block(x, is_valid)
-        return self.norm(self.blocks[-1](x, is_valid, last))
+        for number, block in enumerate(self.blocks, 1):
+            few = last if number == len(self.blocks) else None
+            if self.is_checkpointed and torch.is_grad_enabled():
+                x = checkpoint(block, x, is_valid, few, rotations, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, is_valid, few, rotations)
+        return self.norm(x)
 
 
 def init_truncated(module: nn.Module) -> None:

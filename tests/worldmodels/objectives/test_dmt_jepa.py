@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from tests.worldmodels.objectives.pictures import batch_of, check_compiles_whole, dmt_jepa
-from worldmodels import masking
-from worldmodels.masking import union
+from worldmodels.masking import padding, union
 from worldmodels.nn.class_attention import AggregationHead
 from worldmodels.objectives.dmt_jepa import OFFSETS, neighbour_similarity
 
@@ -132,7 +131,7 @@ def test_targets_are_the_same_computed_once_a_patch_or_once_a_block(monkeypatch)
     torch.testing.assert_close(objective.goal(batch), expected, rtol=1e-4, atol=1e-5)
     cut = objective.loss(batch)["loss", "prediction"]
     with monkeypatch.context() as patch:
-        patch.setattr(masking, "is_cut", lambda device: False)
+        patch.setattr(padding, "is_cut", lambda device: False)
         padded = batch_of(objective)
     assert padded["asked"].shape == (4, 48)
     torch.testing.assert_close(objective.loss(padded)["loss", "prediction"], cut, rtol=1e-4, atol=1e-5)

@@ -13,8 +13,8 @@ from perception.image import ResNet18
 from perception.resample import fitted
 from tests.systems import composed
 from tests.worldmodels.objectives.pictures import batch_of, check_compiles_whole, i_jepa, spec
-from worldmodels import masking
 from worldmodels.core import Embeds, TwoViews
+from worldmodels.masking import padding
 from worldmodels.nn.positions import grid_sinusoids
 from worldmodels.objectives.i_jepa import IJEPA
 from worldmodels.predictors.masked_tokens import MaskedTokenPredictor
@@ -41,7 +41,7 @@ def test_padding_changes_neither_loss_nor_statistics(monkeypatch):
     objective = i_jepa()
     cut = objective.loss(batch_of(objective))
     with monkeypatch.context() as patch:
-        patch.setattr(masking, "is_cut", lambda device: False)
+        patch.setattr(padding, "is_cut", lambda device: False)
         padded_batch = batch_of(objective)
     assert bool((padded_batch["context"] == -1).any())
     assert bool((padded_batch["targets"] == -1).any())

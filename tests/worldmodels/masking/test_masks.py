@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator
 
-from worldmodels import masking
-from worldmodels.masking import MultiBlock, RandomSubsets, Subsets, counts, first, validity
+from worldmodels.masking import MultiBlock, RandomSubsets, Subsets, counts, first, padding, validity
 
 
 @given(
@@ -190,7 +189,7 @@ def test_fixed_shapes_hold_the_same_masks_and_padding(monkeypatch):
         draw = MultiBlock(GRID, released=released)
         cut = draw(64, Generator().manual_seed(1))
         with monkeypatch.context() as patch:
-            patch.setattr(masking, "is_cut", lambda device: False)
+            patch.setattr(padding, "is_cut", lambda device: False)
             padded = draw(64, Generator().manual_seed(1))
         for mine, theirs, most in zip(padded, cut, (draw.most_context, draw.most_target), strict=True):
             num = theirs.shape[-1]

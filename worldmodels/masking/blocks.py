@@ -1,95 +1,14 @@
-"""Masks for a whole batch at once, on its device: int64 token indices, -1 for padding.
-
-On a GPU shapes depend on the configuration only (a CUDA graph needs that) and what is short is padded. On a CPU, where
-looking at a size costs no wait, there is no padding.
-"""
+"""Blocks of a picture's patches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-
-class Subsets(NamedTuple):
-    """What a row shows and what it asks for."""
-
-    context: Tensor  # int64 [B, K]
-    targets: Tensor  # int64 [B, M, K']
-
-
-def counts(share: Sequence[float], num: int, *, what: str) -> tuple[int, int]:
-    """Least and greatest number of tokens for a range of shares of ``num``; at least one each.
-
-    Raises:
-        ValueError: if the range is no range within (0, 1].
-    """
-    least, most = share
-    if not 0 < least <= most <= 1:
-        raise ValueError(f"{what}={list(share)}: shares lie within (0, 1], the smaller one first")
-    low = max(1, round(num * least))
-    return low, max(low, round(num * most))
-
-
-class RandomSubsets:
-    """Draws for each row a context and several targets that share no token with it.
-
-    The sizes K and K' are one draw for the whole batch: least + round((most - least) u), u uniform on (0, 1), of those
-    pairs that fit together into a row. The targets of a row are drawn independently from what its context leaves.
-
-    Args:
-        num_tokens: N.
-        context, target: least and greatest size.
-        num_targets: M.
-        is_one_target: whether all targets of a row are the same one.
-
-    Raises:
-        ValueError: if not even the least sizes fit.
-
-    Source: T-JEPA (arXiv 2410.05016), masks. In its released code ``is_one_target`` holds, by accident.
-    """
-
-    def __init__(
-        self,
-        num_tokens: int,
-        *,
-        context: tuple[int, int],
-        target: tuple[int, int],
-        num_targets: int,
-        is_one_target: bool = False,
-    ) -> None:
-        if context[0] + target[0] > num_tokens:
-            raise ValueError(
-                f"{num_tokens} columns cannot leave {context[0]} for the context and {target[0]} for a target: "
-                "lower the least shares"
-            )
-        self.num_tokens, self.num_targets, self.is_one_target = num_tokens, num_targets, is_one_target
-        chances = {
-            (k, asked): p * q
-            for k, p in rounded_uniform(*context).items()
-            for asked, q in rounded_uniform(*target).items()
-            if k + asked <= num_tokens
-        }
-        self.most = tuple(max(sizes) for sizes in zip(*chances, strict=True))
-        self._pairs = torch.tensor(list(chances))  # [P, 2]
-        self._chances = torch.tensor(list(chances.values()), dtype=torch.float64).cumsum(0)  # [P]
-
-    def __call__(self, batch_size: int, generator: Generator) -> Subsets:
-        """Draw for ``batch_size`` rows, on the device of ``generator``."""
-        device, num, repeats = generator.device, self.num_tokens, 1 if self.is_one_target else self.num_targets
-        self._pairs, self._chances = self._pairs.to(device), self._chances.to(device)
-        uniform = torch.rand((1,), generator=generator, device=device, dtype=torch.float64) * self._chances[-1]
-        size, asked_size = self._pairs[torch.searchsorted(self._chances, uniform)[0]].unbind()
-
-        order = torch.rand((batch_size, num), generator=generator, device=device).argsort(1)  # [B, N]
-        is_shown = torch.arange(num, device=device) < size
-        # Independent orders of what is left: tokens of the context are sorted behind all others.
-        rank = torch.rand((batch_size, repeats, num), generator=generator, device=device)
-        behind = torch.zeros_like(rank[:, 0]).scatter_(1, order, is_shown.expand(batch_size, -1).to(rank.dtype))
-        asked = (rank + behind[:, None]).argsort(2).expand(-1, self.num_targets, -1)  # [B, M, N]
-        return Subsets(first(order, size, self.most[0]), first(asked, asked_size, self.most[1]))
+from worldmodels.masking import padding
+from worldmodels.masking.padding import Subsets, counts, covers, first
 
 
 class MultiBlock:
@@ -176,7 +95,7 @@ class MultiBlock:
 
         entry = torch.arange(self.most_target, device=device)
         index = (top[..., None] + entry // width) * columns + left[..., None] + entry % width  # [B, M, K']
-        down, right = _covers(top, height, rows).float(), _covers(left, width, columns).float()
+        down, right = covers(top, height, rows).float(), covers(left, width, columns).float()
         is_context = self._context(down, right, draw[2], generator).flatten(1)  # [B, N]
         size = is_context.sum(1).min().clamp_max(self.most_context)
         if self.released:
@@ -184,7 +103,7 @@ class MultiBlock:
         else:
             order = torch.rand(is_context.shape, generator=generator, device=device)
         order = order.expand_as(is_context).masked_fill(~is_context, -1)
-        if is_cut(device):  # those beyond the size need not even be found, nor any order
+        if padding.is_cut(device):  # those beyond the size need not even be found, nor any order
             context = order.topk(int(size), 1, sorted=False).indices  # [B, K]
         else:
             context = order.topk(self.most_context, 1).indices
@@ -205,7 +124,7 @@ class MultiBlock:
         # Blocks are large, so there are few places [P, Q] where they may start.
         top = torch.arange(rows - self._least_context[0] + 1, device=device)
         left = torch.arange(columns - self._least_context[1] + 1, device=device)
-        across, along = _covers(top, height, rows).float(), _covers(left, width, columns).float()
+        across, along = covers(top, height, rows).float(), covers(left, width, columns).float()
         free = torch.stack([down[:, :num].mT @ right[:, :num] == 0 for num in range(most + 1)], 1)  # by first targets
         levels = free.float()  # [B, M + 1, H, W]
         left_over = ((levels @ along.mT).mT @ across.mT).mT  # [B, M + 1, P, Q], what a block at each place keeps
@@ -216,51 +135,3 @@ class MultiBlock:
         respected, place = chosen // fits.numel(), chosen % fits.numel()
         block = across[place // len(left)][:, :, None] * along[place % len(left)][:, None]  # [B, H, W]
         return (block * levels[torch.arange(size, device=device), respected]) > 0
-
-
-def _covers(start: Tensor, length: Tensor, num: int) -> Tensor:
-    """Which of ``num`` places [..., num] an interval of ``length`` covers that begins at ``start`` [...]."""
-    place = torch.arange(num, device=start.device)
-    return (place >= start[..., None]) & (place < start[..., None] + length)
-
-
-def rounded_uniform(least: int, most: int) -> dict[int, float]:
-    """Chance of each value of least + round((most - least) u), u uniform on (0, 1): half as great at both ends."""
-    if least == most:
-        return {least: 1.0}
-    inner = 1 / (most - least)
-    return {k: inner / 2 if k in (least, most) else inner for k in range(least, most + 1)}
-
-
-def is_cut(device: torch.device) -> bool:
-    """Whether what is short is cut to size instead of padded."""
-    return device.type == "cpu"
-
-
-def first(index: Tensor, size: Tensor, most: int) -> Tensor:
-    """The first ``size`` entries of the last dimension: exactly those on a CPU; ``most`` with padding elsewhere."""
-    if is_cut(index.device):
-        return index[..., : int(size)]
-    index = index[..., :most]
-    return torch.where(torch.arange(most, device=index.device) < size, index, -1)
-
-
-def validity(index: Tensor) -> Tensor | None:
-    """Which entries are no padding; None if none is, so that attention needs no mask. Looks only where that is free."""
-    is_valid = index >= 0
-    if index.device.type != "cpu" or torch.compiler.is_compiling():
-        return is_valid
-    return None if bool(is_valid.all()) else is_valid
-
-
-def union(targets: Tensor, num: int) -> Tensor:
-    """Every token of ``targets`` [B, M, K'] once, [B, T], rows padded to the longest; on a GPU to min(M K', num).
-
-    Args:
-        targets: int64, indices below ``num``, -1 for padding; num: of tokens.
-    """
-    is_asked = torch.zeros((len(targets), num + 1), device=targets.device)
-    is_asked = is_asked.scatter_(1, targets.flatten(1).remainder(num + 1), 1.0)[:, :num]  # padding marked one too many
-    most = int(is_asked.sum(1).max()) if is_cut(targets.device) else min(targets[0].numel(), num)
-    found, index = is_asked.topk(most, 1)
-    return torch.where(found > 0, index, -1)
