@@ -2,10 +2,6 @@
 
 All take bytes and scale them by ImageNet's mean and standard deviation, or those the configuration names.
 
-Notable: the transformer cuts a picture into patches while it is bytes and drops those that are not kept before it
-touches them, so that looking at a quarter of a picture costs a quarter; a product of matrices then does what a
-convolution would, in less time on a CPU.
-
 Sources: Dosovitskiy et al. 2021 (ViT), in the form of I-JEPA (arXiv 2301.08243): no class token, fixed positions; He et
 al. 2016 (ResNet-18), with the zero-initialised last scale of Goyal et al. 2017.
 """
@@ -13,6 +9,7 @@ al. 2016 (ResNet-18), with the zero-initialised last scale of Goyal et al. 2017.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDict
@@ -20,95 +17,51 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.data import Composite
 
+from perception.patches import MEAN, STD, PatchTransformer, byte_scale
 from worldmodels.core import Encoder
 from worldmodels.keys import OBSERVATION, PIXELS, POOLED, TOKENS
-from worldmodels.masking import validity
-from worldmodels.nn.positions import grid_sinusoids
-from worldmodels.nn.transformer import Transformer, gather_tokens, init_truncated
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, red, green, blue, of values from 0 to 1
 
 
-class VisionTransformer(Encoder):
-    """Patches of a picture through a pre-norm transformer; no class token, fixed positions.
+class VisionTransformer(PatchTransformer):
+    """Patches of a picture through a pre-norm transformer; no class token.
 
     Args:
         spec: one view; needs ("observation", "pixels") uint8 [C, H, W].
         patch: side of a patch in pixels; must divide height and width.
-        dim: width D, a multiple of four; depth: blocks; num_heads: of attention.
-        mlp_ratio: width of the feed-forward nets over D.
         mean, std: of each channel, of values from 0 to 1.
+        options: see ``PatchTransformer``.
 
     Raises:
         ValueError: if the spec has no pixels or other channels than ``mean``, or if patches do not tile the picture.
     """
-
-    positions: Tensor
-    scale: Tensor
-    shift: Tensor
 
     def __init__(
         self,
         spec: Composite,
         *,
         patch: int,
-        dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: int | float = 4,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        channels, height, width = picture_shape(spec, mean, std, name="vit_small")
+        _, height, width = picture_shape(spec, mean, std, name="vit_small")
         if height % patch or width % patch:
             raise ValueError(
                 f"patches of {patch} x {patch} pixels do not tile pictures of {height} x {width}: set encoder.patch or "
                 "the size of the views to fit"
             )
-        self.dim, self.patch, self.grid = dim, patch, (height // patch, width // patch)
-        scale, shift = (x.repeat_interleave(patch * patch) for x in byte_scale(mean, std))  # of a patch's entries
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
-        self.register_buffer("positions", grid_sinusoids(self.grid, dim), persistent=False)  # [N, D]
-        self.embed_patch = nn.Linear(channels * patch * patch, dim)
-        init_truncated(self.embed_patch)
-        self.blocks = Transformer(dim, depth=depth, num_heads=num_heads, hidden=round(mlp_ratio * dim))
+        grid = (height // patch, width // patch)
+        super().__init__(grid=grid, num_entries=patch * patch, mean=mean, std=std, **options)
+        self.patch = patch
 
-    def forward(self, obs: TensorDict, keep: Tensor | None = None) -> TensorDict:
-        """Encode pictures.
-
-        Args:
-            obs: batch size [B]; "pixels" uint8 [B, C, H, W].
-            keep: int64 [B, K] patches to look at, numbered row by row, -1 for padding; None looks at all of them.
-
-        Returns:
-            "tokens" [B, N or K, D], zero at padding, and "pooled" [B, D], their mean.
-
-        Raises:
-            ValueError: for pictures of another size than the spec's.
-        """
-        size, own = tuple(obs[PIXELS].shape[-2:]), tuple(side * self.patch for side in self.grid)
+    def cut(self, pixels: Tensor) -> Tensor:
+        """Patches [B, N, C P P] of pictures [B, C, H, W], row by row; entries of a patch channel by channel."""
+        size, own = tuple(pixels.shape[-2:]), tuple(side * self.patch for side in self.grid)
         if size != own:
             raise ValueError(
                 f"this transformer has positions for pictures of {own[0]} x {own[1]}; these are {size[0]} x {size[1]}. "
                 "Use encoder=resnet18 for pictures of several sizes, as views=saccades gives"
             )
-        patches, at, is_valid = self.cut(obs[PIXELS]), self.positions, None
-        if keep is not None:
-            patches = gather_tokens(patches, keep)  # bytes, [B, K, C P P]
-            at, is_valid = at[keep.clamp_min(0)], validity(keep)
-        values = torch.addcmul(self.shift, patches.to(self.scale.dtype), self.scale)
-        x = self.blocks(self.embed_patch(values) + at, is_valid)  # [B, K, D]
-        if is_valid is None:
-            pooled = x.mean(1)
-        else:
-            x = x * is_valid[..., None]
-            pooled = x.sum(1) / is_valid.sum(1, keepdim=True).clamp_min(1)
-        return TensorDict({TOKENS: x, POOLED: pooled}, batch_size=obs.batch_size)
-
-    def cut(self, pixels: Tensor) -> Tensor:
-        """Patches [B, N, C P P] of pictures [B, C, H, W], row by row; entries of a patch channel by channel."""
         cells = pixels.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [B, C, H', P, W', P]
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -244,9 +197,3 @@ def picture_shape(
         if values is not None and len(values) != channels:
             raise ValueError(f"encoder.{key} has {len(values)} numbers; pictures have {channels} channels")
     return channels, height, width
-
-
-def byte_scale(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Scale and shift [C] with (byte / 255 - mean) / std = byte scale + shift."""
-    middle, spread = torch.tensor(mean), torch.tensor(std)
-    return 1 / (255 * spread), -middle / spread

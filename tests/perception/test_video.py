@@ -12,7 +12,8 @@ from tensordict import TensorDict
 from torch.nn import functional as F
 from torchrl.data import Bounded, Composite, Unbounded
 
-from perception.video import VideoTransformer, taken
+from perception.patches import taken
+from perception.video import VideoTransformer
 from worldmodels.nn.positions import SinusoidalPositions
 from worldmodels.nn.rotary import RotaryPositions
 
