@@ -19,9 +19,9 @@ if "MUJOCO_GL" not in os.environ:  # read when mujoco is imported, which fails i
 
 import jaxtyping
 
-# Checks arguments and results of every function against their annotations. It must come before the first import of our
-# packages. JAXTYPING_DISABLE=1 leaves it out (saves ~3 s of start-up).
-jaxtyping.install_import_hook(["worldmodels", "agents", "envs", "perception"], "beartype.beartype")
+from tests import annotations
+
+annotations.install()  # before the first import of our packages; JAXTYPING_DISABLE=1 pauses it
 
 import numpy as np
 import pytest

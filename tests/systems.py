@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import functools
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from tests.objects_folder import SIZE, write_objects
 from tests.once_folder import write_once
 from tests.waymo_folder import write_waymo
 from worldmodels import build, checkpoint
+from worldmodels.core import Source
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WRITERS = {  # of data that must be downloaded, or drawn
@@ -25,6 +27,7 @@ WRITERS = {  # of data that must be downloaded, or drawn
     "waymo": write_waymo,
     "rendered_objects": write_objects,
 }
+_SOURCES: dict[str, Source | None] = {}
 SYSTEMS = [f"{group}/{path.stem}" for group in ("agent", "objective") for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -33,6 +36,19 @@ def composed(*overrides: str, batch_size: int = 16) -> DictConfig:
 
     What goes on with a finished run gets an untrained agent, and little to collect.
     """
+    cfg = copy.deepcopy(_composed_once(overrides))
+    cfg.batch_size = min(cfg.batch_size, batch_size)
+    if OmegaConf.select(cfg, "agent.start") is not None and cfg.agent.start.run_dir is None:
+        cfg.agent.start.run_dir = finished_run(torch.get_default_dtype())
+        cfg.relabel.parts.online.first_transitions = 16
+    if OmegaConf.select(cfg, "relabel.first_transitions") is not None:
+        cfg.relabel.first_transitions = 2 * cfg.relabel.num_envs
+    return cfg
+
+
+@functools.cache
+def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
+    """Hydra takes a quarter of a second, and a test of every system asks again; each gets a copy."""
     with initialize_config_module("conf", version_base="1.3"):
         cfg = compose("config", overrides=[*overrides])
         if cfg.env.source._target_ == "envs.ogbench.OGBench":
@@ -41,13 +57,17 @@ def composed(*overrides: str, batch_size: int = 16) -> DictConfig:
             cfg = compose("config", overrides=[*overrides, "env=kitti", f"env.data_dir={hand_made('kitti')}"])
         if (name := cfg.env.source._target_.split(".")[1]) in WRITERS and cfg.env.data_dir is None:
             cfg = compose("config", overrides=[*overrides, *hand_made_overrides(name)])
-    cfg.batch_size = min(cfg.batch_size, batch_size)
-    if OmegaConf.select(cfg, "agent.start") is not None and cfg.agent.start.run_dir is None:
-        cfg.agent.start.run_dir = finished_run(torch.get_default_dtype())
-        cfg.relabel.parts.online.first_transitions = 16
-    if OmegaConf.select(cfg, "relabel.first_transitions") is not None:
-        cfg.relabel.first_transitions = 2 * cfg.relabel.num_envs
     return cfg
+
+
+def fixed_source(cfg: DictConfig) -> Source | None:
+    """The source of ``cfg``, built once for all tests that only draw from it; None if it gathers data as it goes on."""
+    parts = (cfg.env.source, cfg.relabel, cfg.agent is None, cfg.objective is None, torch.get_default_dtype())
+    key = repr([OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part for part in parts])
+    if key not in _SOURCES:
+        source = build.build_source(cfg, torch.device("cpu"))
+        _SOURCES[key] = None if hasattr(source, "gathered") else source
+    return _SOURCES[key]
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -19,12 +20,10 @@ from perception.lidar.sparse_conv import (
 
 HAS_SPCONV = importlib.util.find_spec("spconv") is not None
 needs_spconv = pytest.mark.skipif(not HAS_SPCONV, reason="needs the package spconv")
-with_spconv = [pytest.mark.slow, needs_spconv]  # importing it takes 7 s of processor time
-BACKENDS = [
+BACKENDS = [  # and spconv on the CPU: test_spconv_on_the_cpu
     pytest.param("torch", "cpu", torch.float64, id="torch"),
-    pytest.param("spconv", "cpu", torch.float64, id="spconv", marks=with_spconv),
     pytest.param("torch", "cuda", torch.float64, id="torch-cuda", marks=pytest.mark.gpu),
-    pytest.param("spconv", "cuda", torch.float32, id="spconv-cuda", marks=[pytest.mark.gpu, *with_spconv]),
+    pytest.param("spconv", "cuda", torch.float32, id="spconv-cuda", marks=[pytest.mark.gpu, needs_spconv]),
 ]
 LAYERS = {
     "first": lambda: SubmanifoldConv3d(4, 16),
@@ -82,21 +81,6 @@ def test_equals_a_dense_convolution_with_all_gradients(name, backend, device, dt
         torch.testing.assert_close(a, b, **close)
 
 
-@needs_spconv
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["submanifold", "strided", "along z"])
-def test_backends_agree_in_float32(name):
-    layer = LAYERS[name]()
-    x = sites(layer.weight.shape[-1], dtype=torch.float32)
-    found = {}
-    for backend in ("torch", "spconv"):
-        with use_backend(backend):
-            out = layer(SparseTensor(x.features, x.indices, x.shape, x.batch_size)).dense()
-        found[backend] = (out, *torch.autograd.grad(out.square().sum(), [x.features, layer.weight]))
-    for a, b in zip(found["torch"], found["spconv"], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_order_of_sites_does_not_matter(name):
     layer = LAYERS[name]().double()
@@ -126,8 +110,8 @@ def test_nothing_gives_nothing_and_a_gradient_of_zero(name, backend, device, dty
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize(("backend", "device", "dtype"), BACKENDS[:2])
-def test_same_input_same_bits(backend, device, dtype):
+@pytest.mark.parametrize("backend", ["torch"])
+def test_same_input_same_bits(backend):
     layer, x = SparseConv3d(4, 6), sites(4, dtype=torch.float32)
     outs = []
     for _ in range(2):
@@ -135,6 +119,32 @@ def test_same_input_same_bits(backend, device, dtype):
             out = layer(SparseTensor(x.features, x.indices, x.shape, x.batch_size)).dense()
         outs.append((out, *torch.autograd.grad(out.square().sum(), [x.features, layer.weight])))
     assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+
+
+def assert_backends_agree_in_float32(name):
+    layer = LAYERS[name]()
+    x = sites(layer.weight.shape[-1], dtype=torch.float32)
+    found = {}
+    for backend in ("torch", "spconv"):
+        with use_backend(backend):
+            out = layer(SparseTensor(x.features, x.indices, x.shape, x.batch_size)).dense()
+        found[backend] = (out, *torch.autograd.grad(out.square().sum(), [x.features, layer.weight]))
+    for a, b in zip(found["torch"], found["spconv"], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@needs_spconv
+@pytest.mark.slow
+def test_spconv_on_the_cpu():
+    """In one test: importing it takes ten seconds of processor time, which two workers would both spend."""
+    for name in LAYERS:
+        print(name)  # shown if it fails
+        test_equals_a_dense_convolution_with_all_gradients(name, "spconv", "cpu", torch.float64)
+        test_nothing_gives_nothing_and_a_gradient_of_zero(name, "spconv", "cpu", torch.float64)
+    for name in ("submanifold", "strided", "along z"):
+        print(name)
+        assert_backends_agree_in_float32(name)
+    test_same_input_same_bits("spconv")
 
 
 def test_sites_beyond_the_last_window_are_lost_as_in_a_dense_convolution():
@@ -171,6 +181,7 @@ def test_bad_input_is_named(monkeypatch):
         SparseTensor(x.features, x.indices[1:], SHAPE, 3)
     with pytest.raises(ValueError, match="no sparse backend called dense"), use_backend("dense"):
         pass
-    monkeypatch.setitem(__import__("sys").modules, "spconv.pytorch", None)
+    for package in ("spconv", "spconv.pytorch"):
+        monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=r"worldmodels\[lidar\]"):
         import_spconv()
