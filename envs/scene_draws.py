@@ -142,7 +142,7 @@ class Chance:
         self._like = {"generator": generator, "device": generator.device}
         self.device = device
 
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    def uniform(self, *shape: int, low: int | float = 0, high: int | float = 1) -> Tensor:
         """float32 ``shape`` from ``low`` to ``high``."""
         return torch.rand(shape, **self._like).to(self.device, non_blocking=True) * (high - low) + low
 

@@ -5,6 +5,7 @@ No digit and no pixel of a photograph is in two parts. Needs no download: pip in
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ class ScenePictures(NamedTuple):
         return ScenePictures(*(entry.to(device) for entry in self))
 
 
+@functools.lru_cache(maxsize=2)  # sources of the same settings share them; nobody writes into them
 def scene_pictures(
     size: int, detail: int, *, val_share: float, test_share: float, seed: int
 ) -> dict[str, ScenePictures]:

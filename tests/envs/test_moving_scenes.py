@@ -90,7 +90,7 @@ def test_a_batch_depends_on_its_generator_only():
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_the_painted_disc_moves_as_the_labels_say(size):
-    """Direction and speed are measured in the frames, to a fiftieth of a pixel a frame."""
+    """Direction and speed are measured in the frames, to a thirtieth of a pixel a frame."""
     source = made(**CLEAN, size=size)
     clips = batch(source, 64, 8)
     centre = centres(clips[OBSERVATION, PIXELS])
@@ -101,7 +101,7 @@ def test_the_painted_disc_moves_as_the_labels_say(size):
     direction = (angle / (math.pi / 4)).round().long() % 8
     assert torch.equal(direction, clips[LABEL, "direction"][:, 0])
     speed = mean.norm(dim=-1) * source.rules.frame_rate / size
-    torch.testing.assert_close(speed.float(), clips[LABEL, "speed"][:, 0], atol=0.02 * 8 / size, rtol=0)
+    torch.testing.assert_close(speed.float(), clips[LABEL, "speed"][:, 0], atol=0.03 * 8 / size, rtol=0)
     assert way.std(1).max() < 0.25  # of a pixel: the motion is even, without jumps from pixel to pixel
 
 
@@ -353,7 +353,7 @@ def test_a_clip_has_at_least_one_frame():
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     with pytest.raises(ImportError, match=r"env=moving_scenes needs .*worldmodels\[images\]"):
-        MovingScenes()
+        MovingScenes(size=17)  # of which no pictures are kept
 
 
 def test_it_composes():
