@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jaxtyping
+import torch
 from beartype import beartype
 
 _through_jaxtyping = jaxtyping.jaxtyped
@@ -27,6 +28,8 @@ def install() -> None:
 
 def check(function: Any = None, *, typechecker: Any) -> Any:
     """A decorator like ``jaxtyping.jaxtyped``."""
+    if torch.compiler.is_compiling():  # a function inside one that is traced
+        return function
     if function is None:
         return functools.partial(check, typechecker=typechecker)
     if not isinstance(function, types.FunctionType) or has_shapes(function.__globals__):

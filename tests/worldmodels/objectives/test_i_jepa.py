@@ -120,7 +120,7 @@ def test_pictures_of_another_size_are_embedded_like_their_middle_at_the_size_of_
 
 def test_predictors_of_pictures_know_rows_and_columns():
     predictor = MaskedTokenPredictor(16, (6, 8), width=8, depth=1, num_heads=2, hidden=16)
-    assert torch.equal(predictor.positions, grid_sinusoids((6, 8), 8))
+    assert torch.equal(predictor.positions.code, grid_sinusoids((6, 8), 8))
 
 
 def test_encoders_without_patches_are_refused():
