@@ -28,10 +28,10 @@ def install() -> None:
 
 def check(function: Any = None, *, typechecker: Any) -> Any:
     """A decorator like ``jaxtyping.jaxtyped``."""
-    if torch.compiler.is_compiling():  # a function inside one that is traced
-        return function
     if function is None:
         return functools.partial(check, typechecker=typechecker)
+    if torch.compiler.is_compiling():  # a function inside one that is traced
+        return function
     if not isinstance(function, types.FunctionType) or has_shapes(function.__globals__):
         return _through_jaxtyping(function, typechecker=typechecker)
     strict: Callable[..., Any] | None = None
