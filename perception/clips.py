@@ -91,7 +91,7 @@ class ClipViews:
         clips = self.render(frames, crop, is_flipped).expand(-1, self.num_frames, -1, -1, -1)
         rows = batch.apply(lambda leaf: leaf[:, :1])
         assert rows is not None  # it is where all leaves are left out
-        obs = rows[OBSERVATION].copy().auto_batch_size_(1).set(PIXELS, clips[:, None])
+        obs = rows[OBSERVATION].copy().set(PIXELS, clips[:, None])
         transformation = torch.cat([crop, is_flipped[:, None]], 1)[:, None]  # [B, 1, 5]
         return rows.update({OBSERVATION: obs, TRANSFORMATION: transformation, ACTION: torch.zeros_like(transformation)})
 

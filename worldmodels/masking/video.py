@@ -102,8 +102,11 @@ class VideoMask(ABC):
             shown = ~asked
         if self.inv_block:
             shown, asked = asked, shown
-        context, targets = (part.expand(-1, self.grid[0], -1).flatten(1) for part in (shown, asked))  # [B, N]
-        return Subsets(_indices(context, self.most_context), _indices(targets, self.most_target)[:, None])
+        context, targets = (
+            _indices(shown, self.grid[0], self.most_context),
+            _indices(asked, self.grid[0], self.most_target),
+        )
+        return Subsets(context, targets[:, None])
 
     def _equalised(self, is_in: Tensor, most: int, columns: Tensor, steps: Tensor) -> Tensor:
         """As many of the tokens ``is_in`` [B, T or 1, H W] of a clip as the least clip has, but at most ``most``."""
@@ -132,13 +135,20 @@ def without_columns(is_in: Tensor, size: Tensor, columns: Tensor, steps: Tensor)
     return is_in & (rank <= room)
 
 
-def _indices(is_in: Tensor, most: int) -> Tensor:
-    """Where ``is_in`` [B, N] holds, ascending, [B, K]; all clips have as many. On a GPU [B, most], -1 beyond."""
+def _indices(is_in: Tensor, steps: int, most: int) -> Tensor:
+    """Where ``is_in`` [B, T or 1, C] holds in T = ``steps`` steps, ascending, [B, K]; all clips have as many.
+
+    On a GPU [B, most], -1 beyond.
+    """
+    num, columns = len(is_in), is_in.shape[2]
     if padding.is_cut(is_in.device):
-        return is_in.nonzero()[:, 1].view(len(is_in), -1)
-    place = torch.where(is_in, is_in.cumsum(1) - 1, most)  # what is out goes one beyond the end
-    index = torch.arange(is_in.shape[1], device=is_in.device).expand_as(place)
-    return place.new_full((len(is_in), most + 1), -1).scatter_(1, place, index)[:, :most]
+        index = is_in.flatten(1).nonzero()[:, 1].view(num, 1, -1)
+        later = columns * torch.arange(steps // is_in.shape[1], device=is_in.device)[:, None]  # of what never changes
+        return (index + later).flatten(1)
+    flat = is_in.expand(-1, steps, -1).flatten(1)
+    place = torch.where(flat, flat.cumsum(1) - 1, most)  # what is out goes one beyond the end
+    index = torch.arange(flat.shape[1], device=flat.device).expand_as(place)
+    return place.new_full((num, most + 1), -1).scatter_(1, place, index)[:, :most]
 
 
 class RandomTubes(VideoMask):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from worldmodels.masking import validity
 from worldmodels.nn.positions import Positions, SinusoidalPositions
@@ -96,12 +97,9 @@ class MaskedTokenPredictor(nn.Module):
         queries = self.positions(learned.expand(*asked.shape, -1), asked).unflatten(1, (num_targets, num_asked))
         context = context[:, None].expand(-1, num_targets, -1, -1)
         x = torch.cat([context, queries], 2).flatten(0, 1)  # [B M, E + K + K', P]
-
-        def in_all_sets(extra: int) -> Tensor:  # int64 [B M, E + K + K'], ``extra`` for tokens on no grid
-            seen = torch.cat([context_index.new_full((size, self.num_extra), extra), context_index], 1)[:, None]
-            return torch.cat([seen.expand(-1, num_targets, -1), target_index], 2).flatten(0, 1)
-
-        is_valid = validity(in_all_sets(0))
-        rotations = self.positions.rotations(in_all_sets(-1))
+        seen = context_index[:, None].expand(-1, num_targets, -1)
+        index = torch.cat([seen, target_index], 2).flatten(0, 1)  # int64 [B M, K + K']
+        is_valid = validity(F.pad(index, (self.num_extra, 0)))
+        rotations = self.positions.rotations(F.pad(index, (self.num_extra, 0), value=-1))  # extra ones lie nowhere
         x = self.norm(self.head(self.blocks(x, is_valid, last=num_asked, rotations=rotations)))
         return self.outward(x).unflatten(0, (size, num_targets))
