@@ -1,7 +1,7 @@
 """Methods side by side: the runs that a file in ``benchmarks/comparisons`` lists, over seeds, as a table and a picture.
 
-    python -m benchmarks.compare views --seeds 0 1 --jobs 2
-    python -m benchmarks.compare camvid -- env.path=../shared/data/camvid_240x180/camvid_240x180.tar
+    python -m benchmarks.compare --of views --seeds 0 1 --jobs 2
+    python -m benchmarks.compare --of camvid -- env.path=../shared/data/camvid_240x180/camvid_240x180.tar
 
 Each cell is an ordinary run, in ``runs/<comparison>/seed<N>/<run>``. Finished cells are kept and stopped ones go on
 when the command is repeated. A comparison is a file of data (see ``Comparison``): a new one needs no code.
@@ -93,7 +93,9 @@ def main() -> None:
     """Run what is missing, print, save and draw."""
     names = sorted(path.stem for path in FOLDER.glob("*.yaml"))
     parser = table_parser(__doc__, runs="<comparison>")
-    parser.add_argument("comparison", choices=names)
+    parser.add_argument(
+        "--of", dest="comparison", required=True, choices=names, help="a file of benchmarks/comparisons"
+    )
     parser.add_argument("--only-render", action="store_true", help="run nothing: the table of the cells there are")
     options = parser.parse_args()
     comparison = load(options.comparison)

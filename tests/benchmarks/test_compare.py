@@ -114,7 +114,26 @@ def test_rows_of_runs_that_are_not_there_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_comparison_without_the_data_that_it_needs_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["compare", "camvid"])
+    monkeypatch.setattr("sys.argv", ["compare", "--of", "camvid"])
     with pytest.raises(SystemExit):
         compare.main()
     assert "camvid needs env.path=camvid_240x180.tar after --" in capsys.readouterr().err
+
+
+def test_settings_come_after_two_dashes(tmp_path, monkeypatch, capsys):
+    own = [
+        "--of",
+        "camvid",
+        "--seeds",
+        "0",
+        "1",
+        "--runs",
+        str(tmp_path),
+        "--only-render",
+        "--",
+        "env.path=a",
+        "steps=3",
+    ]
+    monkeypatch.setattr("sys.argv", ["compare", *own])
+    with pytest.raises(SystemExit, match=f"error: no run in {tmp_path} is finished"):
+        compare.main()
