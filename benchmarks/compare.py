@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from benchmarks.runs import (
     command,
+    devices_of,
+    finish_axes,
     finished,
     mean_and_error,
     run_all,
@@ -33,7 +34,6 @@ from benchmarks.runs import (
     today,
     version_list,
 )
-from worldmodels.environment import device_name
 from worldmodels.evals.pictures import new_figure, png
 
 FOLDER = Path(__file__).resolve().parent / "comparisons"
@@ -197,13 +197,11 @@ def render(comparison: Comparison, summaries: Summaries, options: argparse.Names
 def facts(comparison: Comparison, summaries: Summaries, options: argparse.Namespace) -> list[str]:
     """What the numbers are, from the runs themselves."""
     first = next(iter(summaries.values()))
-    names = sorted({summary["device"] for summary in summaries.values()})
-    devices = ", ".join(device_name(torch.device("cpu")) if name == "cpu" else name for name in names)
     steps = " or ".join(f"{steps:,}" for steps in sorted({summary["steps"] for summary in summaries.values()}))
     minutes = statistics.mean(summary["seconds"] for summary in summaries.values()) / 60
     settings = " ".join([*comparison.settings, *options.settings])
     return [
-        f"- {devices}, {first['threads']} thread(s) a run; {version_list('python', 'torch')}.",
+        f"- {devices_of(summaries.values())}, {first['threads']} thread(s) a run; {version_list('python', 'torch')}.",
         f"- {len(summaries)} of {len(comparison.runs) * len(options.seeds)} runs are finished, of {steps} updates and "
         f"{minutes:.0f} minutes with evaluations. Every run: `{settings}`.",
         "- Mean over seeds, its standard error in brackets.",
@@ -224,12 +222,7 @@ def picture(comparison: Comparison, summaries: Summaries, seeds: Sequence[int]) 
             x, mean, error = zip(*points, strict=True)
             axes.errorbar(x, mean, error, marker="o", markersize=3, linewidth=1.3, capsize=3, label=label)
     axes.set_xticks(at, [str(x) for x in at])
-    axes.set_xlabel(drawn["x"]["title"], fontsize=8)
-    axes.set_ylabel(drawn["y"], fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.grid(axis="y", color="#e3e6ea", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    finish_axes(axes, x=drawn["x"]["title"], y=drawn["y"])
     return png(figure)
 
 

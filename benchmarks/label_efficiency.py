@@ -22,11 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import DictConfig
 
 from benchmarks.runs import (
     command,
+    devices_of,
+    finish_axes,
     finished,
     last_metrics,
     mean_and_error,
@@ -39,7 +40,6 @@ from benchmarks.runs import (
     today,
 )
 from worldmodels import build
-from worldmodels.environment import device_name
 from worldmodels.evals.pictures import new_figure, png
 from worldmodels.session import FREE_KEYS
 
@@ -183,8 +183,7 @@ def render(results: Results, options: argparse.Namespace) -> str:
 def notes(results: Results, options: argparse.Namespace) -> list[str]:
     """What the table's numbers are, from the runs themselves."""
     first = next(result for cell, result in results.items() if cell.fraction is not None)
-    names = sorted({result.summary["device"] for result in results.values()})
-    devices = ", ".join(device_name(torch.device("cpu")) if name == "cpu" else name for name in names)
+    devices = devices_of(result.summary for result in results.values())
     versions = ", ".join(f"{name} {first.summary['versions'][name]}" for name in ("python", "torch"))
     seeds, num_val = ", ".join(map(str, options.seeds)), first.config.env.get("val_frames") or "all"
     lines = [
@@ -230,12 +229,7 @@ def picture(results: Results, options: argparse.Namespace) -> bytes:
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(options.fractions, [f"{100 * fraction:g} %" for fraction in options.fractions])
-    axes.set_xlabel("labelled training frames", fontsize=8)
-    axes.set_ylabel(f"mean 3D AP R40, {MAIN}, %", fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.grid(axis="y", color="#e3e6ea", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    finish_axes(axes, x="labelled training frames", y=f"mean 3D AP R40, {MAIN}, %")
     return png(figure)
 
 

@@ -16,15 +16,16 @@ import shlex
 import signal
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import torch
 from hydra import compose, initialize_config_module
 
 from worldmodels.cli import choose_renderer
-from worldmodels.environment import versions
+from worldmodels.environment import device_name, versions
 from worldmodels.files import atomic_write
 
 C = TypeVar("C", bound=tuple[Any, ...])
@@ -153,6 +154,22 @@ def command(module: str) -> str:
 def version_list(*packages: str) -> str:
     """Versions of ``packages``, those that are installed."""
     return ", ".join(f"{name} {version}" for name, version in versions().items() if name in packages)
+
+
+def devices_of(summaries: Iterable[Mapping[str, Any]]) -> str:
+    """What runs were made on; a CPU by its name, which is that of this machine."""
+    names = sorted({summary["device"] for summary in summaries})
+    return ", ".join(device_name(torch.device("cpu")) if name == "cpu" else name for name in names)
+
+
+def finish_axes(axes: Any, *, x: str, y: str) -> None:
+    """Titles, a grid to read heights by, and a legend: how curves of a table look."""
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(axis="y", color="#e3e6ea", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=7, frameon=False)
 
 
 def today() -> str:

@@ -122,15 +122,8 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     if getattr(current_process(), "_inheriting", False):
         raise RuntimeError('workers import the script that starts them: put its code under if __name__ == "__main__":')
-    try:
-        import fcntl
-    except ImportError:  # Windows: two at once would do the work twice, with the same result
+    with files.locked(path, is_waiting=True):  # on Windows two at once do the work twice, with the same result
         yield
-        return
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    # The empty file stays: deleting it would let a third process lock a new file of the same name.
 
 
 def disk_errors(folder: Path) -> AbstractContextManager[None]:

@@ -122,10 +122,9 @@ def build_learner(cfg: DictConfig, objective: Objective, device: torch.device) -
         weights=to_dict(cfg.weights),
         groups=to_dict(cfg.param_groups),
         schedule=instantiate(cfg.schedule),
-        weight_decay_schedule=instantiate(
-            cfg.get("weight_decay_schedule")
-        ),  # runs of earlier versions have none of this
-        momentum=instantiate(cfg.get("momentum")),  # nor of this
+        # Runs of earlier versions have neither of these two
+        weight_decay_schedule=instantiate(cfg.get("weight_decay_schedule")),
+        momentum=instantiate(cfg.get("momentum")),
         max_grad_norm=cfg.max_grad_norm,
         accumulate=cfg.accumulate,
         precision=cfg.precision,

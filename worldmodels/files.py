@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,21 +57,34 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 @contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep a folder for this process: two that write the same run would mix their files.
+def locked(path: Path, *, is_waiting: bool) -> Iterator[None]:
+    """Hold the lock file ``path``, alone among processes, or wait until it is free.
 
     Raises:
-        ValueError: if another process keeps it.
+        BlockingIOError: if another process holds it and this one does not wait.
     """
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
         yield
         return
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if is_waiting else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    # The empty file stays: deleting it would let a third process lock a new file of the same name.
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep a folder for this process: two that write the same run would mix their files.
+
+    Raises:
+        ValueError: if another process keeps it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as file:  # stays: deleting it would let a third process lock another file
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder / LOCK, is_waiting=False))
         except BlockingIOError as error:
             raise ValueError(
                 f"another process is writing to {folder}: wait for it, or choose another run_dir"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -35,7 +36,7 @@ class VideoBlocks(VideoMask):
         max_temporal_keep: share of the steps that a context may show, the first ones; later steps are asked for whole.
             Below 1 masks are causal.
         min_context: share of all tokens that a context has at least; 0: one column.
-        max_context, max_target, full_complement, pred_full_complement, inv_block, released: see ``VideoMask``.
+        cut: max_context, max_target, full_complement, pred_full_complement, inv_block, released: see ``VideoMask``.
 
     Raises:
         ValueError: if blocks would be empty or could leave too little context; if a setting makes no sense.
@@ -53,12 +54,7 @@ class VideoBlocks(VideoMask):
         aspect: Range = (0.75, 1.5),
         max_temporal_keep: int | float = 1.0,
         min_context: int | float = 0.0,
-        max_context: int | float | None = None,
-        max_target: int | float | None = None,
-        full_complement: bool = False,
-        pred_full_complement: bool = False,
-        inv_block: bool = False,
-        released: bool = False,
+        **cut: Any,
     ) -> None:
         self.grid, self.num_blocks, self.aspect = check_grid(grid), num_blocks, limits(aspect, "aspect", most=math.inf)
         self.spatial_scale = limits(spatial_scale, "spatial_scale")
@@ -69,12 +65,7 @@ class VideoBlocks(VideoMask):
             grid,
             most_shown=most_shown,
             most_hidden=most_hidden,
-            max_context=max_context,
-            max_target=max_target,
-            full_complement=full_complement,
-            pred_full_complement=pred_full_complement,
-            inv_block=inv_block,
-            released=released,
+            **cut,
         )
 
     def _bounds(self, min_context: int | float) -> tuple[int, int]:
@@ -146,7 +137,7 @@ class TemporalBlocks(VideoMask):
         grid: T, H, W.
         num_blocks: spans of a clip; they may overlap.
         temporal_scale: share of the steps that a span covers, or the least and the greatest.
-        max_context, max_target, full_complement, pred_full_complement, inv_block, released: see ``VideoMask``.
+        cut: max_context, max_target, full_complement, pred_full_complement, inv_block, released: see ``VideoMask``.
 
     Raises:
         ValueError: if a span may cover the whole clip.
@@ -158,12 +149,7 @@ class TemporalBlocks(VideoMask):
         *,
         num_blocks: int = 1,
         temporal_scale: Range = 0.5,
-        max_context: int | float | None = None,
-        max_target: int | float | None = None,
-        full_complement: bool = False,
-        pred_full_complement: bool = False,
-        inv_block: bool = False,
-        released: bool = False,
+        **cut: Any,
     ) -> None:
         self.steps, rows, columns = check_grid(grid)
         self.num_blocks, self.temporal_scale = num_blocks, limits(temporal_scale, "temporal_scale")
@@ -177,12 +163,7 @@ class TemporalBlocks(VideoMask):
             grid,
             most_shown=(self.steps - shortest) * rows * columns,
             most_hidden=min(num_blocks * longest, self.steps - 1) * rows * columns,
-            max_context=max_context,
-            max_target=max_target,
-            full_complement=full_complement,
-            pred_full_complement=pred_full_complement,
-            inv_block=inv_block,
-            released=released,
+            **cut,
         )
 
     def visible(self, batch_size: int, generator: Generator) -> Tensor:
