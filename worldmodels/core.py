@@ -115,6 +115,18 @@ class Target(nn.Module, ABC):
         """Follow the online module after optimizer step ``step``."""
 
 
+class Span(NamedTuple):
+    """Part of a run: its steps from ``first`` to before ``last``, of ``total``."""
+
+    first: int
+    last: int
+    total: int
+
+    def time(self, step: int) -> int:
+        """Step of the whole run at which schedules are read: a part goes through all that is scheduled for a run."""
+        return (step - self.first) * self.total // (self.last - self.first)
+
+
 class Phase(NamedTuple):
     """One backward pass and one optimizer step."""
 
@@ -125,6 +137,21 @@ class Phase(NamedTuple):
     """Named groups: each may have its own learning rate or weight decay in the config."""
     every: int = 1
     """Run this phase on every n-th step."""
+    span: Span | None = None
+    """Run it in this part of the run only, with schedules that fit; None: throughout."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether this phase runs in ``step``."""
+        return step % self.every == 0 and (self.span is None or self.span.first <= step < self.span.last)
+
+    def num_runs(self, step: int) -> int:
+        """How often it has run before ``step``."""
+        first, last = (0, step) if self.span is None else (self.span.first, min(step, self.span.last))
+        return max(0, -(-last // self.every) + first // -self.every)
+
+    def time(self, step: int) -> int:
+        """Step at which its schedules are read."""
+        return step if self.span is None else self.span.time(step)
 
 
 class Objective(nn.Module, ABC):
@@ -199,6 +226,15 @@ class TwoViews(Protocol):
             leaves of the same names that broadcast to [B, ...]; and, where ``embed`` cannot encode such a part,
             "latent": the view's representations, [B, ...] each.
         """
+        ...
+
+
+@runtime_checkable
+class Costed(Protocol):
+    """Knows what its training costs, so that methods can be compared at equal cost."""
+
+    def costs(self, batch_size: int) -> dict[str, float]:
+        """Floating-point operations of one sample in one step, by the name of the phase."""
         ...
 
 

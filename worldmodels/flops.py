@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from worldmodels.core import Phase
 from worldmodels.nn.transformer import Attention
 
 TRAINING = 3  # passes forward that a forward and a backward pass are worth
@@ -71,6 +72,15 @@ def step_flops(
     seen = sum(forward_flops(encoder, context * num_tokens) for context, _ in shares.values())
     asked = sum(forward_flops(predictor, (context + target) * num_tokens) for context, target in shares.values())
     return watched + TRAINING * (seen + asked)
+
+
+def spent(phases: Sequence[Phase], costs: Mapping[str, float], *, batch_size: int, step: int) -> float:
+    """Operations of a run up to ``step``.
+
+    Args:
+        costs: of a sample in a step, by the name of the phase. batch_size: samples of a step.
+    """
+    return sum(batch_size * costs[phase.name] * phase.num_runs(step) for phase in phases)
 
 
 def shares_of(masks: Mapping[str, Sequence[int]], num_tokens: int) -> dict[str, tuple[float, float]]:

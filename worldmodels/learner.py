@@ -195,14 +195,15 @@ class Learner:
     # --- one update ---------------------------------------------------------------------------------------------
     def update(self, batch: TensorDict, step: int) -> None:
         """Do update number ``step`` (counted from 0) on ``batch``."""
-        due = [r for r in self.runners if step % r.phase.every == 0]
+        due = [r for r in self.runners if r.phase.is_due(step)]
         for runner in due:
+            time = runner.phase.time(step)
             if self.schedule is not None:
-                runner.set_lr(self.schedule(step))
+                runner.set_lr(self.schedule(time))
             if self.weight_decay_schedule is not None:
-                runner.set_decay(self.weight_decay_schedule(step))
+                runner.set_decay(self.weight_decay_schedule(time))
             if self.momentum is not None:
-                runner.set_momentum(self.momentum(step))
+                runner.set_momentum(self.momentum(time))
         if self.is_captured:
             self._replay(batch, due)
         else:

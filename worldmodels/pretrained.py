@@ -38,7 +38,8 @@ def pretrained(
     """The encoder of the run in ``run_dir``.
 
     Args:
-        spec: of the data it will see; must be the one it was trained on.
+        spec: of the data it will see; must be the one it was trained on. An encoder of views may see other ones whose
+            sizes suit it.
         run_dir: of the finished run.
         part: where it stands in that run's objective: "target.module" (what followed by moving average) or "encoder".
         checkpoint_step: None is the newest.
@@ -53,7 +54,8 @@ def pretrained(
     if cfg.encoder is None:
         raise ValueError(f"the run in {folder} has no encoder")
     path = checkpoint_path(folder, checkpoint_step)
-    if plain(str(spec[OBSERVATION])) not in plain(checkpoint.read_state(path)["spec"]):
+    has_views = cfg.get("views") is not None  # it saw what they made of the data; the encoder itself says what it takes
+    if not has_views and plain(str(spec[OBSERVATION])) not in plain(checkpoint.read_state(path)["spec"]):
         raise ValueError(f"the run in {folder} was trained on other columns or pictures than these data have")
     with torch.random.fork_rng(devices=[]):  # on the CPU, where weights are made
         torch.manual_seed(seed)

@@ -153,7 +153,8 @@ def _evaluation(run_dir: Path, name: str, block: Mapping[str, Any], budget: _Bud
     earlier = [p for p in sorted(folder.glob("*/*")) if p not in newest and p.suffix in _PICTURES]
     history = "".join(_figure(run_dir, path, budget, caption=f"step {int(path.parent.name)}") for path in earlier)
     history = _folded("Earlier evaluations", f"<div class='figures'>{history}</div>") if history else ""
-    title = f"{name} <small>after step {block.get('step', 0):,}</small>"
+    cost = f", {block['operations']:.3g} floating-point operations" if block.get("operations") else ""
+    title = f"{name} <small>after step {block.get('step', 0):,}{cost}</small>"
     return f"<section><h2>{title}</h2>{table}{notes}<div class='figures'>{shown}</div>{history}</section>"
 
 

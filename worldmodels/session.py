@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 
 from worldmodels import build, checkpoint, distributed
-from worldmodels.core import Policy
+from worldmodels.core import Costed, Objective, Policy
 from worldmodels.environment import device_name, git_commit, keep_freed_memory, peak_memory_bytes, versions
 from worldmodels.files import LOCK, atomic_write, atomic_write_json, sole_writer
+from worldmodels.flops import spent
 from worldmodels.logging import Logger, Progress
 from worldmodels.report import save_evaluation, write_report
 from worldmodels.trainer import Trainer
@@ -123,7 +124,7 @@ def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[s
             choices=choices,
             device=device,
             start=start,
-            parameters=build.num_parameters(objective),
+            objective=objective,
         )
         trainer = Trainer(
             source=source,
@@ -162,9 +163,11 @@ class Record:
         choices: Mapping[str, str],
         device: torch.device,
         start: int,
-        parameters: int,
+        objective: Objective,
     ) -> None:
         self.run_dir, self.device, self.is_main = run_dir, device, distributed.is_main()
+        self.phases, self.batch_size = objective.phases(), cfg.batch_size
+        self.costs = objective.costs(cfg.batch_size) if isinstance(objective, Costed) else None
         self.started = time.time()
         self.summary: dict[str, Any] = {
             "command": command,
@@ -178,7 +181,7 @@ class Record:
             "threads": torch.get_num_threads(),
             "precision": cfg.precision,
             "matmul": torch.get_float32_matmul_precision(),
-            "parameters": parameters,
+            "parameters": build.num_parameters(objective),
             "evaluations": {},
         }
         path = run_dir / "summary.json"
@@ -191,13 +194,19 @@ class Record:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write metrics and move the progress bar."""
         if self.is_main:
-            self.logger.log(step, values)
+            self.logger.log(step, {**values, **self.operations(step)})
             self.progress.update(step, values)
+
+    def operations(self, step: int) -> dict[str, float]:
+        """Floating-point operations spent up to ``step``, where the objective knows them."""
+        if self.costs is None:
+            return {}
+        return {"operations": spent(self.phases, self.costs, batch_size=self.batch_size, step=step)}
 
     def evaluation(self, name: str, step: int, result: TensorDict) -> None:
         """Keep an evaluation's numbers for the summary and its pictures for the report."""
         block = save_evaluation(self.run_dir, name, step, result)
-        self.summary["evaluations"].setdefault(name, []).append(block)
+        self.summary["evaluations"].setdefault(name, []).append({**block, **self.operations(step)})
 
     def finish(self, trainer: Trainer, code: int) -> None:
         """Write summary.json and report.html."""
@@ -208,6 +217,7 @@ class Record:
             "steps": done[-1] if done else 0,
             "updates_per_second": trainer.stopwatch.per_second,
             "peak_memory_bytes": peak_memory_bytes(self.device),
+            **self.operations(done[-1] if done else 0),
             "seconds": time.time() - self.started,
             "is_finished": code == 0,
         }

@@ -26,6 +26,7 @@ from worldmodels.trainer import batch_seed
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = Path(__file__).resolve().parent / "first_losses"
 STEPS, BATCH_SIZE, SEED = 5, 16, 0
+MORE = {"objective/salt": [f"objective.steps={STEPS}"]}  # settings of a system: both stages within these updates
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def float64() -> Iterator[None]:
 def first_losses(system: str) -> dict[str, list[float]]:
     """Every named loss of ``system`` ("agent/td_jepa") at ``scale=small``, one value an update."""
     device = torch.device("cpu")
-    overrides = [system.replace("/", "="), "scale=small", f"seed={SEED}", "compile=false"]
+    overrides = [system.replace("/", "="), "scale=small", f"seed={SEED}", "compile=false", *MORE.get(system, [])]
     cfg = composed(*overrides, batch_size=BATCH_SIZE)
     source = build.build_source(cfg, device)
     objective = build.build_objective(cfg, source, device)

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import nn
 
 from worldmodels import build
-from worldmodels.core import Objective, Phase
+from worldmodels.core import Objective, Phase, Span
 from worldmodels.learner import Learner
 from worldmodels.schedules import Cosine, Linear, OneCycle
 from worldmodels.targets import EMA
@@ -328,3 +328,30 @@ def test_optimizer_state_comes_back_as_it_was():
         machine.update(batch(7.0), 2)
     for one, other in zip(objectives[0].parameters(), objectives[1].parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_phase_of_a_part_of_the_run_goes_through_the_whole_schedule_there():
+    objective = Pair()
+    phases = objective.phases()
+    objective.phases = lambda: (phases[0]._replace(span=Span(0, 4, 10)), phases[1]._replace(every=2, span=Span(4, 10, 10)))
+    learner = Learner(objective, optimizer=SGD, weights=WEIGHTS, schedule=Linear(1.0, 0.0, 10))
+    rates: dict[str, list[float]] = {"critic": [], "actor": []}
+    for step in range(10):
+        before = [objective.critic.clone(), objective.actor.clone()]
+        learner.update(batch(), step)
+        moved = [not torch.equal(a, b) for a, b in zip(before, (objective.critic, objective.actor), strict=True)]
+        assert moved == [step < 4, step in (4, 6, 8)]
+        for runner, has_moved in zip(learner.runners, moved, strict=True):
+            if has_moved:
+                rates[runner.phase.name].append(runner.optimizer.param_groups[0]["lr"])
+    assert rates["critic"] == pytest.approx([0.1, 0.08, 0.05, 0.03])  # steps 0, 2, 5 and 7 of ten
+    assert rates["actor"] == pytest.approx([0.1, 0.07, 0.04])
+    assert [r.phase.num_runs(10) for r in learner.runners] == [4, 3]
+
+
+@pytest.mark.parametrize("span", [None, Span(3, 9, 12), Span(0, 0, 12)])
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_runs_of_a_phase_are_counted(every, span):
+    phase = Phase("one", lambda td: td, {}, every, span)
+    for step in range(13):
+        assert phase.num_runs(step) == sum(phase.is_due(earlier) for earlier in range(step))

@@ -55,7 +55,9 @@ class CollapseMonitor:
                 if not isinstance(part, Embeds):
                     continue
                 embeds = True
-                observation = source.sample(self.num, 1, generator)[OBSERVATION][:, 0]
+                num_rows = getattr(part, "num_rows", 1)  # of an observation: a clip has several
+                rows = source.sample(self.num, num_rows, generator)[OBSERVATION]
+                observation = rows[:, 0] if num_rows == 1 else rows
                 for name, latent in part.embed(observation).items():
                     values = spread(latent.flatten(1))
                     metrics |= {f"{prefix}{name}/{key}": value for key, value in values.items() if key != "rms"}
