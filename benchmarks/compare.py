@@ -42,7 +42,7 @@ Summaries = Mapping[tuple[str, int], dict[str, Any]]  # of runs, by name and see
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A number of an evaluation: "evaluator/metric", times ``scale``, with so many digits."""
+    """A number of an evaluation, "evaluator/metric", or of the summary, "operations": times ``scale``, so many digits."""
 
     metric: str
     scale: int | float = 100
@@ -146,12 +146,14 @@ def train(name: str, seed: int, options: argparse.Namespace) -> None:
 
 
 def number(summary: Mapping[str, Any], metric: str, *, is_untrained: bool = False) -> float | None:
-    """The last or the first value of "evaluator/metric"; None if there is none.
+    """The last or the first value of "evaluator/metric", or an entry of the summary; None if there is none.
 
     Raises:
         ValueError: if the first one is asked for and is not of step 0.
     """
     evaluator, _, name = metric.partition("/")
+    if not name:
+        return 0.0 if is_untrained else summary.get(metric)
     blocks = summary["evaluations"].get(evaluator)
     if not blocks:
         return None
@@ -166,7 +168,7 @@ def values(row: Row, column: Column, summaries: Summaries, seeds: Sequence[int])
     evaluator, _, metric = column.metric.partition("/")
     for old, new in row.of.items():
         metric = new + metric.removeprefix(old) if metric.startswith(old) else metric
-    asked, found = f"{evaluator}/{metric}", []
+    asked, found = f"{evaluator}/{metric}" if metric else evaluator, []
     if row.of and asked == column.metric:
         return []  # a control that this metric does not have
     names = [name for name in (row.run, row.minus) if name]

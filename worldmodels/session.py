@@ -182,6 +182,7 @@ class Record:
             "precision": cfg.precision,
             "matmul": torch.get_float32_matmul_precision(),
             "parameters": build.num_parameters(objective),
+            "phases": {p.name: [0, cfg.steps] if p.span is None else [*p.span[:2]] for p in self.phases},
             "evaluations": {},
         }
         path = run_dir / "summary.json"
