@@ -112,7 +112,9 @@ def render(points: Mapping[tuple[str, str], Sequence[Sequence[Point]]], options:
         found = [value for value in map(r2, runs) if value is not None]
         signs = "/".join(slope_sign(run) for run in runs if r2(run) is not None)
         nums = "/".join(str(len(run)) for run in runs)
-        lines.append(f"| {name} | {label} | {mean_and_error(found, digits=2)} | {signs or '-'} | {nums} | {len(runs)} |")
+        lines.append(
+            f"| {name} | {label} | {mean_and_error(found, digits=2)} | {signs or '-'} | {nums} | {len(runs)} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -60,6 +60,7 @@ NOISE = "noise"  # nested TensorDict: every random number one update needs, draw
 CONTEXT = "context"  # int64 [B, K], tokens an encoder may see; -1 is padding
 TARGETS = "targets"  # int64 [B, M, K'], tokens to be predicted, M sets of them
 FAMILIES = "families"  # nested TensorDict, one entry a kind of masks: "context" and "targets", M = 1
+TEACHER = "teacher"  # float16 [B, T, N, D], a frozen teacher's tokens of a clip, computed beforehand
 ASKED = "asked"  # int64 [B, T], every token of "targets" once; -1 is padding
 
 # --- masks of a scan and of its bird's-eye view ---------------------------------------------------------------------

@@ -1,13 +1,15 @@
 """What finished runs have learned, for use in other runs.
 
 ``encoder=pretrained encoder.run_dir=runs/a`` is the encoder itself, to be trained further; ``encoder=frozen
-relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once; ``agent=adapt
-agent.start.run_dir=runs/a`` goes on with a whole agent.
+relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once; ``experiment=salt/cached_latents``
+stores a teacher's latents beside clips; ``agent=adapt agent.start.run_dir=runs/a`` goes on with a whole agent.
 """
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from torchrl.data import Composite, Unbounded
 from envs.relabel import Wrapper
 from envs.replay import draw_rows
 from worldmodels import build, checkpoint
-from worldmodels.core import Encoder, Objective
+from worldmodels.core import Encoder, Objective, Views
 from worldmodels.evals.results import CHUNK, in_chunks, require_parts
-from worldmodels.keys import ACTION, LABEL, OBSERVATION, TOKENS
+from worldmodels.keys import ACTION, LABEL, OBSERVATION, TEACHER, TOKENS
 from worldmodels.nn.transformer import all_tokens
 
 
@@ -136,6 +138,68 @@ class Embedded(Wrapper):
 
     def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
         """Draw training rows uniformly: "observation" and "label", [B, 1]; ``window`` must be 1."""
+        return draw_rows(self._rows, batch_size, window, generator)
+
+
+class TeacherLatents(Wrapper):
+    """A fixed number of clips, cut out once, with a finished run's tokens of them: SALT's second stage without a teacher.
+
+    Rows are clips: "observation" [B, 1, T, C, S, S] and "teacher" float16 [B, 1, N, D], and the clips' labels. An update
+    then saves the teacher's pass, about a third of it; a moving average cannot be stored so.
+
+    Args:
+        source: of frames, with ``split``.
+        views: factory of the transform that cuts clips out; crops are drawn here, once.
+        num_clips: for training; num_held_out: of each other part.
+        chunk: clips encoded at a time. seed: of clips and crops.
+        options: of ``pretrained``.
+
+    Raises:
+        ValueError: if the source has no parts, or there are no clips.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        views: Callable[[Composite], Views],
+        num_clips: int,
+        num_held_out: int = 256,
+        chunk: int = 64,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        if not hasattr(source, "split"):
+            raise ValueError(f"{type(source).__name__} has no split(name), parts to judge by. Use env=moving_scenes")
+        if min(num_clips, num_held_out) < 1:
+            raise ValueError(f"relabel.num_clips={num_clips}, relabel.num_held_out={num_held_out}: at least one each")
+        super().__init__(source)
+        self.make, self.num_clips, self.num_held_out = views(source.spec), num_clips, num_held_out
+        self.chunk, self.seed = chunk, seed
+        self.teacher = pretrained(self.make.spec, **options).to(source.device).eval()
+        self._rows = self._encoded(num_clips)
+        self.spec = source.spec.clone()
+        self.spec[TEACHER] = Unbounded(self._rows[TEACHER].shape[2:], dtype=torch.float16, device=source.device)
+
+    @torch.no_grad()
+    def _encoded(self, num: int) -> TensorDict:
+        generator = Generator(self.source.device).manual_seed(self.seed)
+        found = []
+        for start in range(0, num, self.chunk):
+            frames = self.source.sample(min(self.chunk, num - start), self.make.window, generator)
+            rows = self.make(frames, generator)
+            found.append(rows.set(TEACHER, self.teacher(rows[OBSERVATION][:, 0])[TOKENS].half()[:, None]))
+        return torch.cat(found)
+
+    def split(self, name: str) -> TeacherLatents:
+        """Clips of "train", "val" or "test", with latents of the same teacher."""
+        other = copy.copy(self)
+        other.source = self.source.split(name)
+        other._rows = other._encoded(self.num_held_out)
+        return other
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        """Draw clips uniformly, leaves [B, 1, ...]; ``window`` must be 1."""
         return draw_rows(self._rows, batch_size, window, generator)
 
 

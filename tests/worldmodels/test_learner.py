@@ -333,7 +333,10 @@ def test_optimizer_state_comes_back_as_it_was():
 def test_a_phase_of_a_part_of_the_run_goes_through_the_whole_schedule_there():
     objective = Pair()
     phases = objective.phases()
-    objective.phases = lambda: (phases[0]._replace(span=Span(0, 4, 10)), phases[1]._replace(every=2, span=Span(4, 10, 10)))
+    objective.phases = lambda: (
+        phases[0]._replace(span=Span(0, 4, 10)),
+        phases[1]._replace(every=2, span=Span(4, 10, 10)),
+    )
     learner = Learner(objective, optimizer=SGD, weights=WEIGHTS, schedule=Linear(1.0, 0.0, 10))
     rates: dict[str, list[float]] = {"critic": [], "actor": []}
     for step in range(10):

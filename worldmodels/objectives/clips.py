@@ -90,8 +90,7 @@ class ClipObjective(Objective):
 
     def errors(self, batch: TensorDict, *, name: str) -> TensorDict:
         """The loss under ``name``, and how it comes about."""
-        obs = batch[OBSERVATION][:, 0]
-        goal, num = self.goal(obs), batch[OBSERVATION, PIXELS].shape[0]
+        obs, goal = batch[OBSERVATION][:, 0], self.goal_of(batch)
         errors: dict[str, Tensor] = {}
         stats: dict[str, Tensor] = {}
         for number, family in enumerate(self.masks.families):
@@ -104,10 +103,14 @@ class ClipObjective(Objective):
                 cosine = nn.functional.cosine_similarity(prediction, wanted, dim=-1)
                 stats[f"error_{family}"] = errors[family].detach()
                 stats[f"cosine_{family}"] = (cosine * is_asked).sum() / is_asked.sum()
-                stats[f"context_share_{family}"] = (mask.context >= 0).float().sum() / (num * goal.shape[1])
+                stats[f"context_share_{family}"] = (mask.context >= 0).float().sum() / goal[..., 0].numel()
         with torch.no_grad():
             stats |= spread_of(goal)
         return TensorDict({LOSS: {name: torch.stack(list(errors.values())).mean()}, STAT: stats})
+
+    def goal_of(self, batch: TensorDict) -> Tensor:
+        """``goal`` of the clips of a batch."""
+        return self.goal(batch[OBSERVATION][:, 0])
 
     def predict(self, obs: TensorDict, mask: Subsets, family: int) -> Tensor:
         """What the predictor gives for the hidden tokens of clips, float32 [B, K', X]."""
@@ -184,7 +187,10 @@ class ClipObjective(Objective):
 
     def operations(self, batch_size: int, *, teacher: Size | None) -> float:
         """Floating-point operations of one sample in one step, with masks of the mean size (``worldmodels.flops``)."""
-        sizes, shares = (size_of(self.encoder), size_of(self.predictor)), mean_shares(self.masks, batch_size, self.num_tokens)
+        sizes, shares = (
+            (size_of(self.encoder), size_of(self.predictor)),
+            mean_shares(self.masks, batch_size, self.num_tokens),
+        )
         return step_flops(*sizes, num_tokens=self.num_tokens, shares=shares, teacher=teacher)
 
 

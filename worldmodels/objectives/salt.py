@@ -3,7 +3,8 @@
 The first part of a run trains the teacher (V-Pixel), the rest a fresh student, which predicts the frozen teacher's
 latents of hidden tokens. No moving average, nothing against collapse. The teacher's share of all operations decides
 where the run turns; ``Phase.span`` gives each part the whole schedule. A teacher may also come trained, from another
-run: ``encoder@objective.teacher=pretrained``, ``teacher_share=0``.
+run: ``encoder@objective.teacher=pretrained``, ``teacher_share=0``; its latents may then be computed once, before the run
+(``worldmodels.pretrained.TeacherLatents``).
 
 Paper: SALT (arXiv 2509.24317); sheet salt_video, sections 1.6 and 1.7.
 """
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Phase, Span
+from worldmodels.core import Encoder, Phase, Span, Transform
 from worldmodels.flops import size_of
-from worldmodels.keys import TOKENS
+from worldmodels.keys import TEACHER, TOKENS
 from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.objectives.clips import CLIP, ClipObjective
 from worldmodels.objectives.v_pixel import VPixel
@@ -31,7 +32,8 @@ class SALT(ClipObjective):
     """Predicts a frozen teacher's latents of hidden tokens; before, trains the teacher.
 
     Args:
-        spec: one row of the source; needs ("observation", "pixels").
+        spec: one row of the source; needs ("observation", "pixels"). With "teacher" rows are clips that have been cut
+            out, with their latents: only masks are drawn.
         teacher: factory of the teacher's encoder; its grid must be the student's, its width need not.
         first_stage: factory of the objective that trains it, ``first_stage(spec, encoder=..., views=..., masks=...)``.
         predictor: factory ``predictor(dim, grid, num_queries=..., out_dim=...)``.
@@ -70,6 +72,13 @@ class SALT(ClipObjective):
         sizes = {"num_queries": len(self.masks.families), "out_dim": self.teacher.dim}
         self.predictor = predictor(self.encoder.dim, self.encoder.grid, **sizes)
         self.has_normalized_targets = has_normalized_targets
+        self.is_cached = TEACHER in spec.keys()
+        if self.is_cached:
+            self.window = self.num_rows = 1
+            if teacher_share:
+                raise ValueError(
+                    f"objective.teacher_share={teacher_share}: latents are of a teacher that stands still; set 0"
+                )
         costs, self.steps = self.costs(batch_size), steps
         weighted = teacher_share * costs["student"]
         self.turn = round(steps * weighted / ((1 - teacher_share) * costs["teacher"] + weighted))
@@ -88,10 +97,22 @@ class SALT(ClipObjective):
             Phase("student", self.loss, matrices_and_vectors(parts), span=then),
         )
 
+    def transforms(self) -> tuple[Transform, ...]:
+        """The crop and the masks of a batch; of clips that have been cut out, the masks alone."""
+        return (self.draw_masks,) if self.is_cached else super().transforms()
+
     @torch.no_grad()
     def goal(self, obs: TensorDict) -> Tensor:
         """Tokens of the teacher, float32 [B, N, D]."""
-        tokens = self.teacher(obs)[TOKENS].float()
+        return self.normalized(self.teacher(obs)[TOKENS])
+
+    def goal_of(self, batch: TensorDict) -> Tensor:
+        """Tokens of the teacher: those that came with the batch, or new ones."""
+        return self.normalized(batch[TEACHER][:, 0]) if self.is_cached else super().goal_of(batch)
+
+    def normalized(self, tokens: Tensor) -> Tensor:
+        """Target tokens in float32, each with mean 0 and variance 1 if so wished."""
+        tokens = tokens.float()
         return F.layer_norm(tokens, tokens.shape[-1:]) if self.has_normalized_targets else tokens
 
     def judged(self) -> dict[str, nn.Module]:
@@ -100,5 +121,5 @@ class SALT(ClipObjective):
 
     def costs(self, batch_size: int) -> dict[str, float]:
         """Operations of a sample in a step, by phase."""
-        student = self.operations(batch_size, teacher=size_of(self.teacher))
+        student = self.operations(batch_size, teacher=None if self.is_cached else size_of(self.teacher))
         return {"teacher": self.first_stage.costs(batch_size)["v_pixel"], "student": student}

@@ -65,7 +65,9 @@ class VPixel(ClipObjective):
         """Pixels of every token, channel by channel, float32 [B, N, C U P P]."""
         pixels = (self.encoder.cut(obs[PIXELS]).float() / 255).unflatten(-1, (self.num_channels, -1))
         if self.has_normalized_pixels:
-            pixels = (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
+            pixels = (pixels - pixels.mean(-1, keepdim=True)) / (
+                pixels.var(-1, keepdim=True, correction=0) + 1e-6
+            ).sqrt()
         return pixels.flatten(-2)
 
     def costs(self, batch_size: int) -> dict[str, float]:

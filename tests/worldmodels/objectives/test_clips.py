@@ -68,7 +68,9 @@ def salt(*, teacher: Any = None, dim: int = 24, **options: Any) -> SALT:
     torch.manual_seed(0)
     first_stage = partial(VPixel, predictor=parts()["predictor"], exponent=2)
     settings = {"steps": 10, "batch_size": 4, "teacher_share": 0.3} | options
-    return SALT(spec(), encoder=network(dim), teacher=teacher or network(), first_stage=first_stage, **parts(), **settings)
+    return SALT(
+        spec(), encoder=network(dim), teacher=teacher or network(), first_stage=first_stage, **parts(), **settings
+    )
 
 
 def batch_of(objective: ClipObjective, num: int = 4, *, seed: int = 0) -> TensorDict:
@@ -190,7 +192,9 @@ def test_a_teacher_may_come_as_it_is():
 
 
 def test_a_teacher_of_other_tokens_is_refused():
-    with pytest.raises(ValueError, match=r"the teacher cuts a clip into \(2, 3, 3\) tokens, the student into \(2, 6, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"the teacher cuts a clip into \(2, 3, 3\) tokens, the student into \(2, 6, 6\)"
+    ):
         salt(teacher=network(patch=8))
 
 
@@ -243,7 +247,10 @@ def test_what_evaluators_ask_for(make):
     assert bool((error[:, :-2] > 0).all())
     assert not error[:, -2:].any()
     context, target = objective.views(batch)
-    for view, index in ((context, batch["families", "short", "context"]), (target, batch["families", "short", "targets"])):
+    for view, index in (
+        (context, batch["families", "short", "context"]),
+        (target, batch["families", "short", "targets"]),
+    ):
         share = index.shape[-1] / objective.num_tokens
         assert view["shown", "pixels"].float().mean().item() == pytest.approx(share)
         assert view["latent", "pooled"].shape == (3, 24)

@@ -1,0 +1,147 @@
+"""Clips a second of whole updates of V-JEPA, V-Pixel and SALT: masks, target, contexts, backward, optimizer, average.
+
+    python -m benchmarks.video_update --threads 2                      # ViT-Tiny, 512 tokens: what the sheet measured
+    python -m benchmarks.video_update --device cuda encoder=video_large views.size=224 env.size=224 encoder.patch=16
+
+Arguments without dashes are settings of ``worldmodels.run``, for all methods. Clips are generated beforehand and stay
+on the device: what they cost is in ``moving_scenes_speed``. Methods take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+
+import torch
+
+from benchmarks.image_update import WARMUP, Bench
+from benchmarks.runs import command, save_table, today
+from benchmarks.update_speed import hardware
+from worldmodels import build
+from worldmodels.environment import keep_freed_memory
+from worldmodels.flops import spent
+from worldmodels.keys import OBSERVATION, PIXELS
+
+# Sheet salt_video, section 6: the official code on two cores, 16 x 64 x 64 in 512 tokens, encoder 192 x 12, predictor 96 x 4
+PUBLISHED = {"fp32": 5.7, "bf16": 8.3}
+TINY = "encoder=video_tiny encoder.patch=8 encoder.is_init_scaled=true env.size=64 env.num_frames=16 env.frame_rate=8"
+TINY += " encoder.depth=12 encoder.dim=192 encoder.num_heads=3 objective.predictor.width=96 objective.predictor.depth=4"
+TINY += " objective.predictor.hidden=384 objective.predictor.num_heads=3 batch_size=8 steps=1000"
+METHODS = {
+    "V-JEPA": ["objective=v_jepa"],
+    "V-Pixel": ["objective=v_pixel"],
+    "SALT, student": ["objective=salt", "objective.teacher_share=0"],
+}
+OF_TEACHER = ("encoder.patch", "encoder.depth", "encoder.dim", "encoder.num_heads")
+
+
+def settings_of(name: str, settings: list[str]) -> list[str]:
+    """Those of a method; SALT's teacher is as large as the student."""
+    own = [*METHODS[name], *settings]
+    if name.startswith("SALT"):
+        own += [s.replace("encoder", "objective.teacher", 1) for s in settings if s.partition("=")[0] in OF_TEACHER]
+        own += [s.replace("encoder=", "encoder@objective.teacher=") for s in settings if s.startswith("encoder=")]
+    return own
+
+
+class Clips(Bench):
+    """A method whose batches lie ready; masks and crops are drawn anew."""
+
+    def __init__(self, name: str, settings: list[str], device: torch.device, calls: int) -> None:
+        method, *own = settings_of(name, settings)
+        super().__init__(method.partition("=")[2], own, device, calls)
+        self.clips = self.source.sample(self.cfg.batch_size, self.objective.window, self.generator)
+
+    def update(self) -> None:
+        """Views, masks, and all that the learner does."""
+        batch = self.clips
+        for transform in self.transforms:
+            batch = transform(batch, self.generator)
+        self.learner.update(batch, self.step)
+        self.step += 1
+
+    def operations(self) -> float:
+        """Of one update, by the formula."""
+        phases, costs = self.objective.phases(), self.objective.costs(self.cfg.batch_size)
+        return spent(phases, costs, batch_size=self.cfg.batch_size, step=1)
+
+
+def seconds(bench: Clips) -> float:
+    """Wall time of one update; a GPU is waited for."""
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    bench.update()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure, print and save."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
+    parser.add_argument("--updates", type=int, default=10)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--no-save", action="store_true", help="print the table, write no file")
+    args, settings = parser.parse_known_args()
+    torch.set_num_threads(args.threads)
+    device, is_tiny = torch.device(args.device), not settings
+    build.use_fast_matmul(device)
+    keep_freed_memory()  # as a run does
+    chosen = [*(settings or TINY.split()), f"precision={args.precision}"]
+    benches = {name: Clips(name, chosen, device, args.updates) for name in METHODS}
+    for _ in range(WARMUP + (3 if device.type == "cuda" else 0)):  # a CUDA graph is captured at the fourth
+        for bench in benches.values():
+            bench.update()
+    times: dict[str, list[float]] = {name: [] for name in benches}
+    for _ in range(args.updates):
+        for name, bench in benches.items():
+            times[name].append(seconds(bench))
+    text = report(benches, times, args, is_tiny=is_tiny, what=" ".join(settings) or "ViT-Tiny, 512 tokens")
+    if args.no_save:
+        print(text)
+    else:
+        name = f"video_update_{'_'.join(settings) or 'tiny'}_{args.precision}_{hardware(device)}_{args.threads}threads"
+        save_table(name, text)
+
+
+def report(
+    benches: dict[str, Clips], times: dict[str, list[float]], args: argparse.Namespace, *, is_tiny: bool, what: str
+) -> str:
+    """Markdown."""
+    first = next(iter(benches.values()))
+    shape = list(first.clips[OBSERVATION, PIXELS].shape[1:])
+    lines = [
+        f"# Updates on clips, {what}, {args.precision}, {hardware(first.device)}, {today()}",
+        "",
+        command("video_update"),
+        "",
+        f"- torch {torch.__version__}, {args.threads} thread(s), load average {os.getloadavg()[0]:.1f}. Wall time, median of "
+        f"{args.updates} updates in turns [least, greatest]. Clips {shape} lie on the device.",
+        f"- Batch {first.cfg.batch_size}, grid {tuple(first.objective.encoder.grid)}, width {first.objective.encoder.dim}. "
+        "GFLOP by the formula of worldmodels/flops.py.",
+        "",
+        "| | ms an update | clips/s | GFLOP a clip | GFLOP/s |",
+        "|---|---|---|---|---|",
+    ]
+    for name, bench in benches.items():
+        middle, size = statistics.median(times[name]), bench.cfg.batch_size
+        span = f"{1e3 * middle:.0f} [{1e3 * min(times[name]):.0f}, {1e3 * max(times[name]):.0f}]"
+        cost = bench.operations() / 1e9
+        lines.append(f"| {name} | {span} | {size / middle:.1f} | {cost / size:.2f} | {cost / middle:.0f} |")
+    if is_tiny:
+        rate = first.cfg.batch_size / statistics.median(times["V-JEPA"])
+        known = PUBLISHED[args.precision]
+        lines += [
+            "",
+            f"V-JEPA: {rate / known:.2f} times the official code's {known} clips/s (another machine, two cores).",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
