@@ -42,7 +42,7 @@ Summaries = Mapping[tuple[str, int], dict[str, Any]]  # of runs, by name and see
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A number of an evaluation, "evaluator/metric", or of the summary, "operations": times ``scale``, so many digits."""
+    """A number of an evaluation, "evaluator/metric", or of the summary, "operations"; times ``scale``, with digits."""
 
     metric: str
     scale: int | float = 100

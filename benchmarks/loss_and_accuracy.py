@@ -1,4 +1,4 @@
-"""What a loss says of accuracy, and what accuracy costs: finished runs of ``benchmarks.compare --of video``, read again.
+"""What a loss says of accuracy, and what accuracy costs: runs of ``benchmarks.compare --of video``, read again.
 
     python -m benchmarks.loss_and_accuracy --runs runs/video --seeds 0 1 2 --labels identity direction
 

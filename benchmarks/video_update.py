@@ -24,7 +24,7 @@ from worldmodels.environment import keep_freed_memory
 from worldmodels.flops import spent
 from worldmodels.keys import OBSERVATION, PIXELS
 
-# Sheet salt_video, section 6: the official code on two cores, 16 x 64 x 64 in 512 tokens, encoder 192 x 12, predictor 96 x 4
+# Clips/s of the official code on two cores: 16 x 64 x 64 in 512 tokens, encoder 192 x 12, predictor 96 x 4 (sheet, 6)
 PUBLISHED = {"fp32": 5.7, "bf16": 8.3}
 TINY = "encoder=video_tiny encoder.patch=8 encoder.is_init_scaled=true env.size=64 env.num_frames=16 env.frame_rate=8"
 TINY += " encoder.depth=12 encoder.dim=192 encoder.num_heads=3 objective.predictor.width=96 objective.predictor.depth=4"
@@ -120,10 +120,10 @@ def report(
         "",
         command("video_update"),
         "",
-        f"- torch {torch.__version__}, {args.threads} thread(s), load average {os.getloadavg()[0]:.1f}. Wall time, median of "
-        f"{args.updates} updates in turns [least, greatest]. Clips {shape} lie on the device.",
-        f"- Batch {first.cfg.batch_size}, grid {tuple(first.objective.encoder.grid)}, width {first.objective.encoder.dim}. "
-        "GFLOP by the formula of worldmodels/flops.py.",
+        f"- torch {torch.__version__}, {args.threads} thread(s), load average {os.getloadavg()[0]:.1f}. Wall time, median "
+        f"of {args.updates} updates in turns [least, greatest]. Clips {shape} lie on the device.",
+        f"- Batch {first.cfg.batch_size}, grid {tuple(first.objective.encoder.grid)}, width "
+        f"{first.objective.encoder.dim}. GFLOP by the formula of worldmodels/flops.py.",
         "",
         "| | ms an update | clips/s | GFLOP a clip | GFLOP/s |",
         "|---|---|---|---|---|",

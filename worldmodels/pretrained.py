@@ -1,8 +1,9 @@
 """What finished runs have learned, for use in other runs.
 
 ``encoder=pretrained encoder.run_dir=runs/a`` is the encoder itself, to be trained further; ``encoder=frozen
-relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once; ``experiment=salt/cached_latents``
-stores a teacher's latents beside clips; ``agent=adapt agent.start.run_dir=runs/a`` goes on with a whole agent.
+relabel.run_dir=runs/a`` replaces the rows of a table by their latents, computed once; with
+``experiment=salt/cached_latents`` a teacher's lie beside clips; ``agent=adapt agent.start.run_dir=runs/a`` goes on with
+a whole agent.
 """
 
 from __future__ import annotations
@@ -142,10 +143,10 @@ class Embedded(Wrapper):
 
 
 class TeacherLatents(Wrapper):
-    """A fixed number of clips, cut out once, with a finished run's tokens of them: SALT's second stage without a teacher.
+    """Clips cut out once, with a finished run's tokens of them: what the second stage of SALT needs of its teacher.
 
-    Rows are clips: "observation" [B, 1, T, C, S, S] and "teacher" float16 [B, 1, N, D], and the clips' labels. An update
-    then saves the teacher's pass, about a third of it; a moving average cannot be stored so.
+    Rows are clips: "observation" [B, 1, T, C, S, S] and "teacher" float16 [B, 1, N, D], and the clips' labels. An
+    update then saves the teacher's pass, about a third of it; a moving average cannot be stored so.
 
     Args:
         source: of frames, with ``split``.

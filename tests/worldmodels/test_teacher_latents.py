@@ -101,5 +101,5 @@ def test_an_update_costs_no_pass_of_the_teacher(cfg, teacher):
 
 def test_stored_latents_leave_no_time_for_the_teacher(cfg):
     cfg.objective.teacher_share = 0.2
-    with pytest.raises(ValueError, match="teacher_share=0.2: latents are of a teacher that stands still"):
+    with pytest.raises(ValueError, match=r"teacher_share=0\.2: latents are of a teacher that stands still"):
         build.build_objective(cfg, build.build_source(cfg, CPU), CPU)

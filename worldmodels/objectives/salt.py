@@ -3,8 +3,8 @@
 The first part of a run trains the teacher (V-Pixel), the rest a fresh student, which predicts the frozen teacher's
 latents of hidden tokens. No moving average, nothing against collapse. The teacher's share of all operations decides
 where the run turns; ``Phase.span`` gives each part the whole schedule. A teacher may also come trained, from another
-run: ``encoder@objective.teacher=pretrained``, ``teacher_share=0``; its latents may then be computed once, before the run
-(``worldmodels.pretrained.TeacherLatents``).
+run: ``encoder@objective.teacher=pretrained``, ``teacher_share=0``; its latents may then be computed once, before
+the run (``worldmodels.pretrained.TeacherLatents``).
 
 Paper: SALT (arXiv 2509.24317); sheet salt_video, sections 1.6 and 1.7.
 """

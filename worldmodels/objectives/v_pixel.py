@@ -2,8 +2,8 @@
 
 A masked autoencoder with V-JEPA's masks: the encoder sees the visible tokens, a decoder gives the pixels of the others.
 
-Papers: SALT (arXiv 2509.24317), stage 1; Tong et al. 2022 (VideoMAE) for pixels normalised token by token. Notes on SALT
-disagree about the norm of the error (sheet salt_video, section 1.6): ``exponent`` chooses.
+Papers: SALT (arXiv 2509.24317), stage 1; Tong et al. 2022 (VideoMAE) for pixels normalised token by token. Notes on
+SALT disagree about the norm of the error (sheet salt_video, section 1.6): ``exponent`` chooses.
 """
 
 from __future__ import annotations
