@@ -33,7 +33,7 @@ class PatchTransformer(Encoder):
         dim: width D; depth: blocks; num_heads: of attention.
         mlp_ratio: width of the feed-forward nets over D.
         positions: factory ``positions(grid, dim, num_heads=...)``; None: sine and cosine codes, added.
-        is_init_scaled, is_checkpointed: see ``Transformer``.
+        is_init_by_width, is_init_scaled, is_checkpointed: see ``Transformer``; the first holds for patches, too.
         mean, std: of each channel, of values from 0 to 1.
     """
 
@@ -50,6 +50,7 @@ class PatchTransformer(Encoder):
         num_heads: int,
         mlp_ratio: int | float = 4,
         positions: Callable[..., Positions] | None = None,
+        is_init_by_width: bool = False,
         is_init_scaled: bool = False,
         is_checkpointed: bool = False,
         mean: Sequence[float] = MEAN,
@@ -62,8 +63,9 @@ class PatchTransformer(Encoder):
         self.register_buffer("shift", shift, persistent=False)
         self.positions = (positions or SinusoidalPositions)(grid, dim, num_heads=num_heads)
         self.embed_patch = nn.Linear(len(mean) * num_entries, dim)
-        init_truncated(self.embed_patch)
-        options = {"is_init_scaled": is_init_scaled, "is_checkpointed": is_checkpointed}
+        init_truncated(self.embed_patch, is_by_width=is_init_by_width)
+        options = {"is_init_by_width": is_init_by_width, "is_init_scaled": is_init_scaled}
+        options |= {"is_checkpointed": is_checkpointed}
         self.blocks = Transformer(dim, depth=depth, num_heads=num_heads, hidden=round(mlp_ratio * dim), **options)
 
     def forward(self, obs: TensorDict, keep: Tensor | None = None) -> TensorDict:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -69,16 +71,24 @@ class AggregationHead(nn.Module):
     Args:
         dim: width D; depth: blocks; num_heads, epsilon: see ``ClassAttention``.
         mlp_ratio: width of the feed-forward nets over D.
+        is_init_by_width: see ``worldmodels.nn.transformer.init_truncated``.
     """
 
     def __init__(
-        self, dim: int, *, depth: int, num_heads: int, mlp_ratio: int | float = 4, epsilon: float = 1e-6
+        self,
+        dim: int,
+        *,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: int | float = 4,
+        epsilon: float = 1e-6,
+        is_init_by_width: bool = False,
     ) -> None:
         super().__init__()
         options = {"num_heads": num_heads, "hidden": round(mlp_ratio * dim), "epsilon": epsilon}
         self.blocks = nn.ModuleList(ClassAttention(dim, **options) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, epsilon)
-        self.apply(init_truncated)
+        self.apply(partial(init_truncated, is_by_width=is_init_by_width))
 
     def forward(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tensordict import TensorDict
@@ -130,6 +131,7 @@ class Transformer(nn.Module):
             in one (seq-JEPA has both).
         is_init_truncated: whether linear weights start normal of standard deviation 0.02, cut at two of them, and
             biases zero; or as torch starts them, by the width of their input, which suits narrow ones better.
+        is_init_by_width: whether that standard deviation grows for narrow inputs, see ``init_truncated``.
         is_init_scaled: whether the weights that lead into the residuals of block l = 1, 2, ... start divided by
             sqrt(2 l), so that residuals do not grow with the depth.
         is_checkpointed: whether the backward pass computes every block again instead of keeping what it computed: less
@@ -148,6 +150,7 @@ class Transformer(nn.Module):
         epsilon: float = 1e-6,
         has_final_norm: bool | None = None,
         is_init_truncated: bool = True,
+        is_init_by_width: bool = False,
         is_init_scaled: bool = False,
         is_checkpointed: bool = False,
     ) -> None:
@@ -158,7 +161,7 @@ class Transformer(nn.Module):
         has_norm = is_pre_norm if has_final_norm is None else has_final_norm
         self.norm = nn.LayerNorm(dim, epsilon) if has_norm else nn.Identity()
         if is_init_truncated:
-            self.apply(init_truncated)
+            self.apply(partial(init_truncated, is_by_width=is_init_by_width))
         if is_init_scaled:
             with torch.no_grad():
                 for number, block in enumerate(self.blocks, 1):
@@ -186,10 +189,16 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
-def init_truncated(module: nn.Module) -> None:
-    """Draw the weights of a Linear or Embedding from a truncated normal of standard deviation 0.02; zero its bias."""
+def init_truncated(module: nn.Module, *, is_by_width: bool = False) -> None:
+    """Draw the weights of a Linear or Embedding from a truncated normal of standard deviation 0.02; zero its bias.
+
+    0.02 suits an input of 768 entries, that of ViT-B. Of a narrow one it makes little: tokens start as small beside the
+    codes of their positions, attention sees no differences, and targets of latents collapse (docs/images.md).
+    ``is_by_width`` draws with 0.02 sqrt(768 / entries), so that outputs are as large as in ViT-B.
+    """
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+        std = 0.02 * math.sqrt(768 / module.weight.shape[-1]) if is_by_width else 0.02
+        nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
 

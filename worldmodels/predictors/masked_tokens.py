@@ -30,7 +30,7 @@ class MaskedTokenPredictor(nn.Module):
         num_extra: tokens in front that lie on no grid (registers).
         is_pre_norm, activation, epsilon: of its blocks.
         has_head: whether LayerNorm, Linear, LayerNorm follow the blocks, as in T-JEPA's released code.
-        is_init_scaled, is_checkpointed: see ``Transformer``.
+        is_init_by_width, is_init_scaled, is_checkpointed: see ``Transformer``; the first holds for all linear maps.
 
     Raises:
         ValueError: if there is no query.
@@ -53,6 +53,7 @@ class MaskedTokenPredictor(nn.Module):
         out_dim: int | None = None,
         num_queries: int = 1,
         positions: Callable[..., Positions] | None = None,
+        is_init_by_width: bool = False,
         is_init_scaled: bool = False,
         is_checkpointed: bool = False,
     ) -> None:
@@ -67,7 +68,8 @@ class MaskedTokenPredictor(nn.Module):
         for query in (self.query, *self.more_queries):
             nn.init.trunc_normal_(query, std=0.02, a=-0.04, b=0.04)
         options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
-        options |= {"is_init_scaled": is_init_scaled, "is_checkpointed": is_checkpointed}
+        options |= {"is_init_by_width": is_init_by_width, "is_init_scaled": is_init_scaled}
+        options |= {"is_checkpointed": is_checkpointed}
         self.blocks = Transformer(width, depth=depth, **options, activation=activation, epsilon=epsilon)
         self.norm = nn.Identity() if is_pre_norm else nn.LayerNorm(width, epsilon)
         self.head = nn.Sequential()
@@ -75,7 +77,7 @@ class MaskedTokenPredictor(nn.Module):
             norms = (nn.LayerNorm(width, epsilon), nn.LayerNorm(width, epsilon))
             self.head = nn.Sequential(norms[0], nn.Linear(width, width), norms[1])
         for module in (self.inward, self.outward, *self.head):
-            init_truncated(module)
+            init_truncated(module, is_by_width=is_init_by_width)
 
     def forward(self, context: Tensor, context_index: Tensor, target_index: Tensor, query: int = 0) -> Tensor:
         """Predict the tokens at ``target_index``.
