@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -274,7 +274,7 @@ def respond(probes: Probes, tokens: Tensor) -> Tensor:
 
 
 def normalized(tokens: Tensor) -> Tensor:
-    """Every token [..., D] with mean 0 and variance 1: the LayerNorm of all probes, whose scale and shift are theirs."""
+    """Every token [..., D] with mean 0 and variance 1: the LayerNorm of all probes; scale and shift are their own."""
     return F.layer_norm(tokens.float(), tokens.shape[-1:], eps=EPSILON)
 
 

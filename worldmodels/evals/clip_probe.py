@@ -133,11 +133,11 @@ class ClipProbe:
         is_there = {name: all(bool(is_known(part.labels[name]).any()) for part in parts) for name in wanted}
         self._notes = [f"no clip of a part has the label {name}: left out" for name in wanted if not is_there[name]]
         if not any(is_there.values()):
-            raise ValueError(f"{self.name}: none of the labels {wanted} is in every part of {type(self.source).__name__}")
+            raise ValueError(
+                f"{self.name}: none of the labels {wanted} is in every part of {type(self.source).__name__}"
+            )
         classes: Mapping[str, Sequence[str]] = self.source.label_classes
-        return {
-            name: 0 if have[name].is_floating_point() else len(classes[name]) for name in wanted if is_there[name]
-        }
+        return {name: 0 if have[name].is_floating_point() else len(classes[name]) for name in wanted if is_there[name]}
 
     def probe(self, parts: Sequence[Clips], num_classes: Mapping[str, int]) -> dict[str, float]:
         """All scores of one representation: parts are "train", "val" and "test"."""
