@@ -108,9 +108,9 @@ class AttentiveProbe:
         goals = Goals(labels[0], num_classes, tokens[0].device)
         train, val = (goals.of(part) for part in labels)
         weights = self.train(tokens[0], train, goals)
-        outputs = [goals.values(out) for out in self.outputs(weights, tokens[1])]
-        score = goals.scores(torch.cat(outputs, 1).unflatten(0, (len(self.settings), -1)), val)  # [S, L]
-        if not bool(score.isfinite().any()):
+        values = torch.cat([goals.values(out) for out in self.outputs(weights, tokens[1])], 1)  # [S L, M]
+        score = goals.scores(values.unflatten(0, (len(self.settings), -1)), val)  # [S, L]
+        if not bool(values.isfinite().any()):
             raise ValueError("attentive probes of tokens that are not finite: the representation has diverged")
         best, chosen = score.nan_to_num(-torch.inf, neginf=-torch.inf).max(0)  # the first of equal ones
         settings = [self.settings[i] for i in chosen.tolist()]

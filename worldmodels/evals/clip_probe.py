@@ -40,7 +40,8 @@ class ClipProbe:
 
     * "attentive", by the setting that is best on validation clips, with "attentive_val", its score there, and the
       choice, "attentive_lr" and "attentive_weight_decay".
-    * "linear", on the mean token: logistic or ridge regression, its penalty chosen by the validation loss; "linear_val".
+    * "linear", on the mean token: logistic or ridge regression, its penalty chosen by the validation loss; and
+      "linear_val".
     * "knn", on the mean token: the nearest training clips vote by cosine, see ``knn.NearestNeighbours``.
     * "recall_1", "recall_5", of classes: share of clips whose nearest 1 or 5 training clips have one of their class.
 
@@ -133,9 +134,7 @@ class ClipProbe:
         is_there = {name: all(bool(is_known(part.labels[name]).any()) for part in parts) for name in wanted}
         self._notes = [f"no clip of a part has the label {name}: left out" for name in wanted if not is_there[name]]
         if not any(is_there.values()):
-            raise ValueError(
-                f"{self.name}: none of the labels {wanted} is in every part of {type(self.source).__name__}"
-            )
+            raise ValueError(f"{self.name}: none of {wanted} is in every part of {type(self.source).__name__}")
         classes: Mapping[str, Sequence[str]] = self.source.label_classes
         return {name: 0 if have[name].is_floating_point() else len(classes[name]) for name in wanted if is_there[name]}
 

@@ -115,7 +115,6 @@ def nearest(features: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     If there are fewer rows than k, all of them.
     """
     bank, queries = F.normalize(features.float(), dim=-1), F.normalize(queries.float(), dim=-1)
-    k, found = min(k, len(bank)), []
-    for rows in queries.split(max(1, MOST_PRODUCTS // len(bank))):
-        found.append((rows @ bank.T).topk(k))
+    k, size = min(k, len(bank)), max(1, MOST_PRODUCTS // len(bank))
+    found = [(rows @ bank.T).topk(k) for rows in queries.split(size)]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])

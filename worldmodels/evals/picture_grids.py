@@ -24,7 +24,8 @@ def tile_picture(rows: Sequence[Sequence[Tile]], *, title: str, side: float = 1.
     """Draw rows of tiles; shorter rows end earlier.
 
     Args:
-        rows: at least one, of at least one tile; title: above all; side: height of a tile in inches; aspect: its width over that.
+        rows: at least one, of at least one tile; title: above all.
+        side: height of a tile in inches; aspect: its width over that.
     """
     columns = max(len(row) for row in rows)
     figure = new_figure(max(side * aspect * columns, 2.4), side * len(rows) * 1.12 + 0.3)
