@@ -112,7 +112,8 @@ class AttentiveProbe:
         score = goals.scores(values.unflatten(0, (len(self.settings), -1)), val)  # [S, L]
         if not bool(values.isfinite().any()):
             raise ValueError("attentive probes of tokens that are not finite: the representation has diverged")
-        best, chosen = score.nan_to_num(-torch.inf, neginf=-torch.inf).max(0)  # the first of equal ones
+        chosen = score.nan_to_num(-torch.inf).argmax(0)  # the first of equal ones
+        best = score.gather(0, chosen[None])[0]  # NaN for a number that does not vary
         settings = [self.settings[i] for i in chosen.tolist()]
         place = chosen * len(goals.names) + torch.arange(len(goals.names), device=chosen.device)
         kept = Probes(*(weight[place] for weight in weights))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from worldmodels.core import Objective
@@ -95,7 +96,7 @@ class ClipProbe:
         self._controls: dict[str, float] | None = None
         self._notes: list[str] = []
 
-    def __call__(self, objective: Objective, step: int) -> Any:
+    def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Probe now."""
         grid = clip_grid(objective, self.name)
         is_first, device = self._controls is None, device_of(objective)
@@ -103,8 +104,8 @@ class ClipProbe:
         with judging(objective):
             for part in PARTS:
                 obs, target = self.source.part(part, self.num[part])
-                obs, labels = obs.to(device), {str(k): v.to(device) for k, v in target.items()}
-                rows = encoded(objective, obs, self.chunk)  # type: ignore[arg-type]
+                labels = {str(name): label.to(device) for name, label in target.items()}
+                rows = encoded(objective, obs, self.chunk)
                 if is_first and self.raw_side is not None:
                     rows["raw"] = encoded_pixels(objective, obs, grid, side=self.raw_side, chunk=self.chunk)
                 for name, tokens in rows.items():

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from perception.patches import MEAN, STD, byte_scale
 from worldmodels.core import Objective
 from worldmodels.evals.attentive_probe import normalized
+from worldmodels.evals.results import device_of
 from worldmodels.keys import PIXELS
 
 CLIPS = 64  # encoded at a time
@@ -68,9 +69,10 @@ def fitted_clips(objective: Any, obs: TensorDict) -> TensorDict:
 
 
 @torch.no_grad()
-def encoded(objective: EmbedsTokens, obs: TensorDict, chunk: int = CLIPS) -> dict[str, Tokens]:
-    """Every representation of clips [N], ``chunk`` of them at a time."""
-    return _gathered(objective.embed_tokens(part) for part in obs.split(chunk))
+def encoded(objective: Any, obs: TensorDict, chunk: int = CLIPS) -> dict[str, Tokens]:
+    """Every representation that an ``EmbedsTokens`` gives of clips [N], ``chunk`` of them at a time, on its device."""
+    device = device_of(objective)
+    return _gathered(objective.embed_tokens(part.to(device)) for part in obs.split(chunk))
 
 
 @torch.no_grad()
@@ -78,7 +80,8 @@ def encoded_pixels(
     objective: Objective, obs: TensorDict, grid: tuple[int, int, int], *, side: int, chunk: int = CLIPS
 ) -> Tokens:
     """The same of cuboids' own pixels, see ``pixel_tokens``, of clips as the objective's encoder sees them."""
-    clips = (fitted_clips(objective, part)[PIXELS] for part in obs.split(chunk))
+    device = device_of(objective)
+    clips = (fitted_clips(objective, part.to(device))[PIXELS] for part in obs.split(chunk))
     tokens = (pixel_tokens(pixels, grid, side=side) for pixels in clips)
     return _gathered(TensorDict({PIXELS: part}, [len(part)]) for part in tokens)[PIXELS]
 

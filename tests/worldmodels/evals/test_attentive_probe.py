@@ -91,14 +91,14 @@ CLASSES = {"kind": 3, "number": 0}
 def test_they_learn_what_the_mean_token_hides_and_validation_chooses_what_learns():
     parts = [planted(num, seed) for seed, num in enumerate((600, 200, 300))]
     tokens, labels = [normalized(part[0]).half() for part in parts], [part[1] for part in parts]
-    probe = AttentiveProbe(lr=(1e-6, 5e-3), weight_decay=(0.01,), epochs=12, batch_size=50)
+    probe = AttentiveProbe(lr=(1e-6, 2e-2), weight_decay=(0.01,), epochs=20, batch_size=50)
     fitted = probe(tokens[:2], labels[:2], CLASSES)
     found = fitted.predict(tokens[2])
     accuracy = (found["kind"] == labels[2]["kind"]).double().mean()
     residual = (found["number"] - labels[2]["number"]).var() / labels[2]["number"].var()
-    assert accuracy > 0.85
+    assert accuracy > 0.9
     assert residual < 0.5
-    assert fitted.lr == {"kind": 5e-3, "number": 5e-3}
+    assert fitted.lr == {"kind": 2e-2, "number": 2e-2}
     assert fitted.score["kind"] == pytest.approx(float(accuracy), abs=0.1)
     means = [part[0].mean(1) for part in parts]
     linear = fit_probe(means[:2], [part["kind"] for part in labels[:2]], num_classes=3, penalties=(1e-4, 1e-2, 1))
@@ -106,18 +106,19 @@ def test_they_learn_what_the_mean_token_hides_and_validation_chooses_what_learns
 
 
 def test_a_probe_is_the_same_whoever_trains_beside_it():
-    (tokens, labels), (val, others) = planted(60, 0), planted(30, 1)
-    tokens, val = normalized(tokens), normalized(val)
-    options = {"epochs": 2, "batch_size": 16, "num_heads": 4}
+    tokens, labels = planted(60, 0)
+    tokens = normalized(tokens)
 
     def answers(lr: tuple[float, ...], *names: str) -> Tensor:
-        probe = AttentiveProbe(lr=lr, weight_decay=(0.1,), **options)
-        return probe((tokens, val), (labels, others), {name: CLASSES[name] for name in names}).predict(val)["number"]
+        """Of the last probe: the last label with the last rate."""
+        goals = Goals(labels, {name: CLASSES[name] for name in names}, tokens.device)
+        probe = AttentiveProbe(lr=lr, weight_decay=(0.1,), epochs=2, batch_size=16, num_heads=4)
+        return respond(probe.train(tokens, goals.of(labels), goals), tokens)[-1, :, 0]
 
     alone = answers((1e-3,), "number")
-    torch.testing.assert_close(answers((1e-3,), "number", "kind"), alone, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(answers((1e-9, 1e-3), "number", "kind"), alone, atol=1e-4, rtol=1e-4)
-    assert alone.std() > 1e-3
+    torch.testing.assert_close(answers((1e-3,), "kind", "number"), alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answers((1e-9, 1e-3), "kind", "number"), alone, atol=1e-4, rtol=1e-4)
+    assert alone.std() > 1e-2
 
 
 def test_training_is_deterministic_and_touches_no_global_randomness():
