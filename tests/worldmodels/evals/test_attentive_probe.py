@@ -101,11 +101,11 @@ def test_they_learn_what_the_mean_token_hides_and_validation_chooses_what_learns
     assert fitted.lr == {"kind": 2e-2, "number": 2e-2}
     assert fitted.score["kind"] == pytest.approx(float(accuracy), abs=0.1)
     means = [part[0].mean(1) for part in parts]
-    linear = fit_probe(means[:2], [part["kind"] for part in labels[:2]], num_classes=3, penalties=(1e-4, 1e-2, 1))
+    linear = fit_probe(means[:2], [part["kind"] for part in labels[:2]], num_classes=3, penalties=(1e-4, 1e-2, 1.0))
     assert (linear(means[2]).argmax(1) == labels[2]["kind"]).double().mean() < 0.5
 
 
-def test_a_probe_is_the_same_whoever_trains_beside_it():
+def test_a_probe_is_the_same_whoever_trains_beside_it(float64):
     tokens, labels = planted(60, 0)
     tokens = normalized(tokens)
 
@@ -116,9 +116,9 @@ def test_a_probe_is_the_same_whoever_trains_beside_it():
         return respond(probe.train(tokens, goals.of(labels), goals), tokens)[-1, :, 0]
 
     alone = answers((1e-3,), "number")
-    torch.testing.assert_close(answers((1e-3,), "kind", "number"), alone, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(answers((1e-9, 1e-3), "kind", "number"), alone, atol=1e-4, rtol=1e-4)
-    assert alone.std() > 1e-2
+    torch.testing.assert_close(answers((1e-3,), "kind", "number"), alone)
+    torch.testing.assert_close(answers((1e-9, 1e-3), "kind", "number"), alone)
+    assert alone.std() > 1e-3
 
 
 def test_training_is_deterministic_and_touches_no_global_randomness():

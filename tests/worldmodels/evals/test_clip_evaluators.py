@@ -102,7 +102,7 @@ class Altered:
 
 def test_choices_never_look_at_test_clips(objective):
     found = [
-        unpack(ClipProbe(source=source, every=0, **NUM, attentive=SMALL, raw_side=None, k=3)(objective, 0)).metrics
+        unpack(ClipProbe(source=source, every=0, **NUM, attentive=SMALL, raw_side=None, penalties=(0.1,))(objective, 0)).metrics
         for source in (scenes(), Altered())
     ]
     chosen = ("_val", "_lr", "_weight_decay")
