@@ -101,10 +101,9 @@ class Altered:
 
 
 def test_choices_never_look_at_test_clips(objective):
-    found = [
-        unpack(ClipProbe(source=source, every=0, **NUM, attentive=SMALL, raw_side=None, penalties=(0.1,))(objective, 0)).metrics
-        for source in (scenes(), Altered())
-    ]
+    options = {"every": 0, **NUM, "attentive": SMALL, "raw_side": None, "penalties": (0.1,)}
+    probes = [ClipProbe(source=source, **options) for source in (scenes(), Altered())]
+    found = [unpack(probe(objective, 0)).metrics for probe in probes]
     chosen = ("_val", "_lr", "_weight_decay")
     honest = [{key: value for key, value in metrics.items() if key.endswith(chosen)} for metrics in found]
     assert len(honest[0]) == 4 * 6
