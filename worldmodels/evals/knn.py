@@ -98,12 +98,23 @@ def votes(features: Tensor, target: Tensor, queries: Tensor, *, k: int, temperat
         features, target: labelled rows, classes int64 [N]; queries: to be classified.
         k, temperature: see ``NearestNeighbours``. The largest vote a neighbour can give is 1.
     """
+    cosine, index = nearest(features, queries, k)
+    weight = ((cosine - 1) / temperature).exp()
+    return torch.zeros(len(queries), num_classes, device=queries.device).scatter_add_(1, target[index], weight)
+
+
+def weighted_means(features: Tensor, target: Tensor, queries: Tensor, *, k: int, temperature: float) -> Tensor:
+    """Mean [M] of the numbers ``target`` [N] of the k nearest rows, weighted as ``votes`` are."""
+    cosine, index = nearest(features, queries, k)
+    return ((cosine / temperature).softmax(1) * target[index]).sum(1)
+
+
+def nearest(features: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and indices int64 [M, k] of the k rows of ``features`` [N, D] nearest to ``queries`` [M, D], best first.
+
+    If there are fewer rows than k, all of them.
+    """
     bank, queries = F.normalize(features.float(), dim=-1), F.normalize(queries.float(), dim=-1)
-    k, found = min(k, len(bank)), []
-    for rows in queries.split(max(1, MOST_PRODUCTS // len(bank))):
-        nearest = (rows @ bank.T).topk(k)  # [m, k]
-        weight = ((nearest.values - 1) / temperature).exp()
-        found.append(
-            torch.zeros(len(rows), num_classes, device=rows.device).scatter_add_(1, target[nearest.indices], weight)
-        )
-    return torch.cat(found)
+    k, size = min(k, len(bank)), max(1, MOST_PRODUCTS // len(bank))
+    found = [(rows @ bank.T).topk(k) for rows in queries.split(size)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])

@@ -11,14 +11,19 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from worldmodels.core import Embeds, Objective
-from worldmodels.evals.bev_maps import principal_colors
 from worldmodels.evals.dense_patches import Patches, patch_features
 from worldmodels.evals.picture_grids import Tile, tile_picture
+from worldmodels.evals.picture_rows import (
+    color_maps,
+    covered,
+    faded,
+    first_of_each,
+    neighbour_rows,
+    same_class,
+    tinted,
+)
 from worldmodels.evals.results import device_of, in_chunks, judging, pack
 from worldmodels.keys import CONTEXT, LABEL, OBSERVATION, PIXELS, TARGETS
-
-_SETS = ((0.94, 0.60, 0.0), (0.10, 0.60, 0.31), (0.12, 0.31, 0.61), (0.84, 0.19, 0.15))  # colours of target sets
-_HIDDEN = 0.55  # what a patch that nobody sees fades to
 
 
 class PatchPictures:
@@ -89,10 +94,11 @@ class PatchPictures:
             if isinstance(objective, Embeds):
                 latent = in_chunks(objective.embed, obs, self.chunk)
                 entry = self.entry or min(map(str, latent.keys()))
-                label = batch[LABEL].reshape(len(pixels), -1)[:, 0] if LABEL in batch.keys() else None
-                rows, found = self.picture_rows(images, latent[entry].float(), label)
+                drawn = {"num": self.num, "num_neighbours": self.num_neighbours, "what": "picture"}
+                rows, neighbours = neighbour_rows(images, latent[entry], **drawn)
                 files["neighbours.png"] = tile_picture(rows, title=f"nearest by {entry}, {title}")
-                metrics |= found
+                if LABEL in batch.keys() and not batch[LABEL].is_floating_point():
+                    metrics |= same_class(neighbours, batch[LABEL].reshape(len(pixels), -1)[:, 0])
         if not files:
             raise ValueError(f"{self.name}: {type(objective).__name__} has no masks, no patches(obs) and no embed(obs)")
         return pack(metrics, files=files)
@@ -121,34 +127,6 @@ class PatchPictures:
             rows.append(row)
         return rows
 
-    def picture_rows(
-        self, images: np.ndarray, latent: Tensor, label: Tensor | None
-    ) -> tuple[list[list[Tile]], dict[str, float]]:
-        """Each of the first pictures and those most similar to it by latents [N, D]; and what their labels say."""
-        unit = F.normalize(latent, dim=-1)
-        nearest = (unit @ unit.T).fill_diagonal_(-torch.inf).topk(min(self.num_neighbours, len(images) - 1))
-        rows = []
-        for query in range(min(self.num, len(images))):
-            row = [Tile(images[query], None, "picture")]
-            for score, index in zip(nearest.values[query].tolist(), nearest.indices[query].tolist(), strict=True):
-                row.append(Tile(images[index], None, f"{score:.2f}"))
-            rows.append(row)
-        if label is None or label.is_floating_point():
-            return rows, {}
-        same, others = label[:, None] == label[None], len(label) - 1
-        return rows, {
-            "neighbour_same_class": float((label[nearest.indices] == label[:, None]).double().mean()),
-            "chance_same_class": float((same.double().sum(1) - 1).mean() / others),
-        }
-
-
-def first_of_each(pixels: Tensor) -> Tensor:
-    """Where each different picture of [N, C, H, W] comes first, in order: int64 [N']."""
-    _, kind = torch.unique(pixels.flatten(1), dim=0, return_inverse=True)  # [N]
-    place = torch.arange(len(kind), device=kind.device)
-    first = torch.full_like(place, len(kind)).scatter_reduce_(0, kind, place, "amin")
-    return first[first < len(kind)].sort().values
-
 
 def mask_rows(images: np.ndarray, context: Tensor, targets: Tensor, grid: tuple[int, int]) -> list[list[Tile]]:
     """For each picture: itself, what is shown of it, and each set that is asked for.
@@ -159,29 +137,19 @@ def mask_rows(images: np.ndarray, context: Tensor, targets: Tensor, grid: tuple[
     rows = []
     for image, shown, asked in zip(images, context, targets, strict=False):
         picture = image / 255
-        is_shown = _pixels_of(shown, grid, image.shape[:2])
-        row = [Tile(picture, None, "picture"), Tile(np.where(is_shown, picture, _HIDDEN), None, "context")]
+        is_shown = covered(shown, grid, image.shape[:2])
+        row = [Tile(picture, None, "picture"), Tile(faded(picture, is_shown), None, "context")]
         for i, chosen in enumerate(asked):
-            is_asked, tint = _pixels_of(chosen, grid, image.shape[:2]), np.array(_SETS[i % len(_SETS)])
-            tinted = np.where(is_asked, 0.6 * picture + 0.4 * tint, 0.25 * picture + 0.75 * _HIDDEN)
-            row.append(Tile(tinted, None, f"target {i + 1}"))
+            is_asked = covered(chosen, grid, image.shape[:2])
+            row.append(Tile(tinted(picture, is_asked, i), None, f"target {i + 1}"))
         rows.append(row)
     return rows
 
 
 def feature_rows(images: np.ndarray, features: Tensor, grid: tuple[int, int]) -> tuple[list[list[Tile]], float]:
     """Pictures above their patches' three main directions as colours, and the share of variance that these hold."""
-    colors, explained = principal_colors(features.flatten(0, 1))
-    maps = colors.unflatten(0, (len(features), *grid)).cpu().numpy()  # [n, H, W, 3]
+    maps, explained = color_maps(features, grid)  # [n, H, W, 3]
     return [[Tile(image) for image in images[: len(maps)]], [Tile(found) for found in maps]], explained
-
-
-def _pixels_of(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Which pixels [S, S, 1] tokens [K] of a grid cover; -1 is padding."""
-    is_chosen = torch.zeros(grid[0] * grid[1] + 1, dtype=torch.bool, device=tokens.device)
-    is_chosen[tokens] = True  # padding marks the last one, which is no token
-    is_chosen = is_chosen[:-1].reshape(grid).repeat_interleave(size[0] // grid[0], 0)
-    return is_chosen.repeat_interleave(size[1] // grid[1], 1)[..., None].cpu().numpy()
 
 
 def _box(images: np.ndarray, grid: tuple[int, int], token: int) -> tuple[float, float, float, float]:

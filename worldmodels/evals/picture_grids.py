@@ -20,14 +20,15 @@ class Tile(NamedTuple):
     title: str = ""
 
 
-def tile_picture(rows: Sequence[Sequence[Tile]], *, title: str, side: float = 1.1) -> bytes:
+def tile_picture(rows: Sequence[Sequence[Tile]], *, title: str, side: float = 1.1, aspect: float = 1.0) -> bytes:
     """Draw rows of tiles; shorter rows end earlier.
 
     Args:
-        rows: at least one, of at least one tile; title: above all; side: of a tile in inches.
+        rows: at least one, of at least one tile; title: above all.
+        side: height of a tile in inches; aspect: its width over that.
     """
     columns = max(len(row) for row in rows)
-    figure = new_figure(max(side * columns, 2.4), side * len(rows) * 1.12 + 0.3)
+    figure = new_figure(max(side * aspect * columns, 2.4), side * len(rows) * 1.12 + 0.3)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

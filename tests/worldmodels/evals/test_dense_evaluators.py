@@ -26,7 +26,8 @@ from worldmodels.evals.dense_patches import (
 )
 from worldmodels.evals.dense_probe import DenseProbe, object_contrast
 from worldmodels.evals.label_propagation import LabelPropagation, clips_of, films, near
-from worldmodels.evals.patch_pictures import PatchPictures, first_of_each, mask_rows
+from worldmodels.evals.patch_pictures import PatchPictures, mask_rows
+from worldmodels.evals.picture_rows import first_of_each
 from worldmodels.evals.probes import confusion
 from worldmodels.evals.results import unpack
 
