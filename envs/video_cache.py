@@ -83,7 +83,9 @@ def examined(listing: Listing, *, frame_rate: int | float, folder: Path, workers
     return Index(home, facts, tuple(bad))
 
 
-def decoded(listing: Listing, index: Index, *, frame_rate: int | float, size: Sequence[int], workers: int | None) -> Rows:
+def decoded(
+    listing: Listing, index: Index, *, frame_rate: int | float, size: Sequence[int], workers: int | None
+) -> Rows:
     """All rows of the videos of ``index``, from the cache if they are there.
 
     Raises:

@@ -31,6 +31,7 @@ _SLACK = 1e-3  # s: Matroska rounds time stamps to milliseconds
 _WHOLE = 0.9  # of the frames that a header promises, if the file counts as whole
 _LONGEST = 48 * 3600  # s: beyond it time stamps are taken to be wrong
 _PIECE = 256  # rows decoded at a time
+_SKIPPED = "NONREF"  # of packets whose frame no row shows: those that no other frame is made from
 
 
 class Place(NamedTuple):
@@ -168,8 +169,8 @@ def _decode(
     found: dict[int, np.ndarray] = {}
     number = 0
     for packet in [*packets, None]:  # None: what the decoder still holds
-        if is_timed and packet is not None:  # a skipped frame that others refer to is decoded all the same
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        if is_timed and packet is not None:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else _SKIPPED
         for frame in context.decode(packet):
             stamp = frame.pts if is_timed else number
             number += 1

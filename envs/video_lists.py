@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.image_files import Archive, Folder, Tree, is_picture, open_tree, place_of
-from envs.image_layouts import UNKNOWN
+from envs.image_files import Archive, Folder, Tree, is_picture, open_tree
+from envs.image_layouts import UNKNOWN, place_of
 from envs.video_files import ENDINGS, Place, is_video
 
 _LABEL_KEYS = ("label", "class", "cls")
