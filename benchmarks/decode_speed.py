@@ -165,7 +165,7 @@ def report(files: Sequence[File], found: dict[tuple[str, str, str], float], load
             f"{command('decode_speed')}; {version_list('av', 'numpy')}; load average {load:.1f} on {os.cpu_count()} "
             "cores.",
             "",
-            f"Clips a second of processor time on one thread. A clip is {ROWS} rows, {RATE} a second, of videos of 10 s "
+            f"Clips a second of processor time, one thread. A clip is {ROWS} rows, {RATE} a second, of videos of 10 s "
             f"and 30 frames a second, scaled to {SIDE} x {SIDE}. *Every frame* is a loop over the video from its first "
             "frame to the clip's last. *From the key frame* begins at the key frame before the clip. *env=video* also "
             "skips frames that are neither shown nor referred to. The sheet's figures are of another machine and other "

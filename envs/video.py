@@ -189,7 +189,7 @@ class Videos:
         videos = members[turn % len(members)]
         lengths = self._clips.lengths[videos]
         middle = ((clip % self.segments)[:, None] + 0.5) * lengths / self.segments
-        first = (middle - frames / 2 + 0.25).round().long().clamp(min=0)
+        first = (middle - frames / 2).round().long().clamp(min=0)
         plan = Plan(videos, torch.minimum(first, (lengths - frames).clamp(min=0)), frames, (name, num, "part"))
         pixels, used = self._clips.read(plan)
         target = {CLASS: self._labels_of(used)} if self.label_classes else {}

@@ -1,4 +1,4 @@
-"""Small real videos of any kind, and broken ones. Frame i of video v is grey, of a level that tells i and v."""
+"""Small real videos of any kind, and broken ones. Frame i is grey, of a level that tells i; video v may have two."""
 
 from __future__ import annotations
 
@@ -15,9 +15,14 @@ import numpy as np
 SIZE = (32, 48)  # height, width
 
 
-def level(frame: int, video: int = 0) -> int:
+def level(frame: int) -> int:
     """Grey of a frame: 3 levels apart from the next one."""
-    return 16 + (3 * frame + 29 * video) % 220
+    return 16 + 3 * frame % 220
+
+
+def number_level(video: int) -> int:
+    """Grey of the right half of the frames of a video with a number."""
+    return 16 + 18 * video
 
 
 def write_video(
@@ -27,7 +32,7 @@ def write_video(
     codec: str = "libx264",
     rate: int = 24,
     size: tuple[int, int] = SIZE,
-    video: int = 0,
+    video: int | None = None,
     stamps: Sequence[int] | None = None,
     has_sound: bool = False,
     options: dict[str, str] | None = None,
@@ -36,6 +41,7 @@ def write_video(
     """Encode ``num`` grey frames. Key frames every 8, two frames in between that none refers to.
 
     Args:
+        video: its number; None: frames are of one grey.
         stamps: of the frames in units of 1 / rate s; None: one after the other.
         options: of the encoder. muxing: of the container.
     """
@@ -49,7 +55,10 @@ def write_video(
         stream.options = usual | (options or {})
         stream.codec_context.time_base = Fraction(1, rate)
         for i in range(num):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level(i, video), np.uint8), format="rgb24")
+            picture = np.full((*size, 3), level(i), np.uint8)
+            if video is not None:
+                picture[:, size[1] // 2 :] = number_level(video)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = i if stamps is None else stamps[i], Fraction(1, rate)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
