@@ -310,7 +310,9 @@ class Videos:
         return self._members[name]
 
 
-def _check(pair: tuple[int, int], size: Any, val_share: float, test_share: float, **at_least: float) -> None:
+def _check(
+    pair: tuple[int, int], size: Any, val_share: int | float, test_share: int | float, **at_least: int | float
+) -> None:
     if min(pair) < 8 or (not isinstance(size, int) and len(size) != 2):
         raise ValueError(f"env.size={size}: a side of at least 8 pixels, or [height, width]")
     for name, value in at_least.items():

@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.parallel import disk_errors, exclusive, num_workers, progress, run_jobs
+from envs.parallel import exclusive, num_workers, progress, run_jobs
 from envs.video_files import Facts, Place, Unreadable, all_rows, examine
 from envs.video_lists import Listing
-from worldmodels.files import atomic_write_json
+from worldmodels.files import atomic_write_json, disk_errors
 
 FOLDER = "~/.worldmodels/videos"
 _FORMAT = 1  # of the cache; raise it when decoding changes
@@ -94,7 +94,10 @@ def decoded(
     lengths = [facts.rows if facts else 0 for facts in index.facts]
     begins, stem = np.cumsum([0, *lengths]), f"rows_{size[0]}x{size[1]}"
     path, note = index.home / f"{stem}.bin", index.home / f"{stem}.json"
-    with disk_errors(index.home), exclusive(index.home / ".lock"):
+    with (
+        disk_errors(index.home, then="or give env.cache_dir=; finished parts are kept"),
+        exclusive(index.home / ".lock"),
+    ):
         if not (path.is_file() and note.is_file()):
             hidden, unfinished = index.home / f".{stem}", index.home / f".{stem}.bin"
             shape = (int(begins[-1]), 3, *size)
