@@ -16,7 +16,7 @@ from envs.images import PictureStore, to_device
 from envs.video_files import Facts, Place
 from envs.video_stream import Clip, ClipReaders, Read
 
-CANDIDATES = 4  # clips drawn for each of a batch: the first is taken that can be decoded
+CANDIDATES = 8  # clips drawn for each of a batch: the first is taken that can be decoded
 _CHUNK = 64  # clips that are decoded at a time for evaluations
 
 
@@ -184,7 +184,7 @@ class DecodedClips:
                 self._told.add(video)
                 print(f"{self._names[video]} {reason}: other clips are taken instead", file=sys.stderr)
         if (found.used < 0).any():
-            some = "; ".join(f"{self._names[video]} {reason}" for video, reason in reasons[-CANDIDATES:])
+            some = "; ".join(f"{self._names[video]} {reason}" for video, reason in reasons[-3:])
             raise ValueError(
                 f"{CANDIDATES} clips in a row cannot be decoded: {some}. With env.is_cached=true every video is "
                 "decoded to its end first, and broken ones are left out"

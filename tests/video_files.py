@@ -20,6 +20,11 @@ def level(frame: int) -> int:
     return 16 + 3 * frame % 220
 
 
+def numbered_level(frame: int) -> int:
+    """Grey of the left half of a frame, of at most 24, of a video with a number: frames are told after scaling, too."""
+    return 16 + 8 * frame
+
+
 def number_level(video: int) -> int:
     """Grey of the right half of the frames of a video with a number."""
     return 16 + 18 * video
@@ -57,7 +62,7 @@ def write_video(
         for i in range(num):
             picture = np.full((*size, 3), level(i), np.uint8)
             if video is not None:
-                picture[:, size[1] // 2 :] = number_level(video)
+                picture[:, : size[1] // 2], picture[:, size[1] // 2 :] = numbered_level(i), number_level(video)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = i if stamps is None else stamps[i], Fraction(1, rate)
             container.mux(stream.encode(frame))

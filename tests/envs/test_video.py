@@ -21,8 +21,8 @@ from perception.video import VideoTransformer
 from tests.commands import launch
 from tests.picture_files import write_class_folders
 from tests.video_files import (
-    level,
     number_level,
+    numbered_level,
     truncate,
     write_folders,
     write_list,
@@ -61,8 +61,8 @@ def clip_of(clip: Tensor) -> tuple[int, list[int]]:
     frames, levels = left.mean((1, 2, 3)), right.mean((1, 2, 3))
     video = round((float(levels.mean()) - number_level(0)) / 18)
     assert (levels - number_level(video)).abs().max() < 3
-    found = [round((float(grey) - level(0)) / 3) for grey in frames]
-    assert (frames - torch.tensor([level(frame) for frame in found])).abs().max() < 1.4
+    found = [round((float(grey) - numbered_level(0)) / 8) for grey in frames]
+    assert (frames - torch.tensor([numbered_level(frame) for frame in found])).abs().max() < 3
     assert found == [min(found[0] + i, 11 + video % 6) for i in range(len(found))]
     return video, found
 
@@ -275,7 +275,7 @@ def test_clip_after_clip_that_fails_ends_in_one_error(made, monkeypatch):
         raise Unreadable("is gone")
 
     monkeypatch.setattr("envs.video_stream.read_rows", fail)
-    with pytest.raises(ValueError, match=r"4 clips in a row cannot be decoded: .*mp4 is gone.*env.is_cached=true"):
+    with pytest.raises(ValueError, match=r"8 clips in a row cannot be decoded: .*mp4 is gone.*env.is_cached=true"):
         batch(source)
 
 
