@@ -90,10 +90,14 @@ class Folder(Tree):
         """Paths of all files."""
         return self._names
 
+    def path_of(self, name: str) -> Path:
+        """Where the file ``name`` lies."""
+        return self.path / self._top / name
+
     def contents(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """In the order asked for."""
         for name in names:
-            yield name, (self.path / self._top / name).read_bytes()
+            yield name, self.path_of(name).read_bytes()
 
 
 class Archive(Tree):

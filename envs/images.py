@@ -61,14 +61,21 @@ class PictureStore:
     def gather(self, index: Tensor) -> Tensor:
         """Pictures ``index`` [B], copied to the device."""
         if self._rows is None:
-            return self._pixels.index_select(0, index.to(self.device))
-        return self._pixels[self._rows[index.cpu()]].to(self.device, non_blocking=True)
+            return self._pixels.index_select(0, to_device(index, self.device))
+        return to_device(self._pixels[self._rows[index.cpu()]], self.device)
 
     def between(self, first: int, last: int) -> Tensor:
         """Pictures ``first`` to ``last``: without a copy if they are on the device."""
         if self._rows is None:
             return self._pixels[first:last]
         return self.gather(torch.arange(first, last))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting for it: a GPU reads from pinned memory when it comes to it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Pictures:

@@ -42,7 +42,7 @@ def run_jobs(
     pool = ProcessPoolExecutor(
         min(workers, len(jobs)),
         mp_context=get_context("spawn"),  # a forked process would share MuJoCo's and torch's threads
-        initializer=_start_worker,
+        initializer=start_worker,
         initargs=(prepare, prepare_arguments),
     )
     try:
@@ -62,7 +62,8 @@ def run_jobs(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(prepare: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def start_worker(prepare: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()) -> None:
+    """Called first in a worker process: it leaves Ctrl-C to its parent, ends with it, and calls ``prepare``."""
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop

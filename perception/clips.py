@@ -15,7 +15,7 @@ from torchrl.data import Bounded, Composite, Unbounded
 
 from perception.augment import draw_crops, picture_shape
 from perception.resample import Bilinear, Kernel, fitted, resample, resize_weights
-from worldmodels.keys import ACTION, OBSERVATION, PIXELS, TRANSFORMATION
+from worldmodels.keys import ACTION, ACTIONS, OBSERVATION, PIXELS, TRANSFORMATION
 
 _PART = {
     "cpu": 1 << 20,
@@ -28,7 +28,8 @@ class ClipViews:
 
     What it returns has leaves [B, 1, ...]: of frames ("observation", "pixels") [B, 1, T, 3, S, S], of everything else
     the clip's first row (labels are the same in every row). "transformation" [5] is top, left, height and width of the
-    crop in pixels of the source, and 1 where the clip is mirrored. "action" is zero: there is no next view.
+    crop in pixels of the source, and 1 where the clip is mirrored. "action" is zero: there is no next view. Where the
+    source has actions, "actions" [B, 1, window, A] are those of all rows.
 
     Args:
         spec: one frame; needs ("observation", "pixels") uint8 [3, H, W].
@@ -40,7 +41,8 @@ class ClipViews:
         kernel: of the resizing; None is bilinear, as published. It is widened when a crop shrinks (antialiasing).
 
     Raises:
-        ValueError: for data without pictures in colour, and for settings that make no sense, by name.
+        ValueError: for data without pictures in colour, for settings that make no sense, by name, and for mirroring of
+            data with actions.
     """
 
     num = 1
@@ -75,6 +77,12 @@ class ClipViews:
         self.spec, device = spec.clone(), spec.device
         self.spec[OBSERVATION, PIXELS] = Bounded(0, 255, (num_frames, 3, *self.size), dtype=torch.uint8, device=device)
         self.spec[TRANSFORMATION] = Unbounded((5,), device=device)
+        self._has_actions = ACTION in spec.keys()
+        if self._has_actions:
+            if flip:
+                raise ValueError(f"views.flip={flip}: the data have actions, which mirroring would belie; set it to 0")
+            taken = spec[ACTION]
+            self.spec[ACTIONS] = Unbounded((self.window, *taken.shape), dtype=taken.dtype, device=device)
         self.spec[ACTION] = Unbounded((5,), device=device)
 
     def __call__(self, batch: TensorDict, generator: Generator) -> TensorDict:
@@ -93,6 +101,8 @@ class ClipViews:
         assert rows is not None  # it is where all leaves are left out
         obs = rows[OBSERVATION].copy().set(PIXELS, clips[:, None])
         transformation = torch.cat([crop, is_flipped[:, None]], 1)[:, None]  # [B, 1, 5]
+        if self._has_actions:
+            rows[ACTIONS] = batch[ACTION][:, None]  # [B, 1, T, A]
         return rows.update({OBSERVATION: obs, TRANSFORMATION: transformation, ACTION: torch.zeros_like(transformation)})
 
     def fitted(self, obs: TensorDict) -> TensorDict:

@@ -11,7 +11,7 @@ random number comes from a generator that was passed in.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tensordict import TensorDict
@@ -182,6 +182,18 @@ class StudiesData(Protocol):
 
     def study(self, source: Source) -> None:
         """Called when the objective is built and on its device, before a checkpoint of its own is loaded."""
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source that prepares batches before they are asked for. What they are stays a function of their seeds."""
+
+    ahead: int
+    """Batches it wants to know of beside the one that is drawn next."""
+
+    def announce(self, batch_size: int, window: int, seeds: Sequence[int]) -> None:
+        """Be told how generators will be seeded, of the next batch and those after it, before each is drawn."""
         ...
 
 

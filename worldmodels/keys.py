@@ -24,6 +24,7 @@ NUM_DROPPED = "num_dropped"  # int64 [...], voxels beyond the cap
 NUM_BROKEN = "num_broken"  # int64 [...], points left out because an entry is no finite number
 MOMENTS = "moments"  # float64 [..., P, 3, d, d], E[x x^T], E[y x^T], E[y y^T] of two views, P data sets
 ACTION = "action"  # float32 [..., A], within [-1, 1]; of views: what leads from this one to the next, in its own units
+ACTIONS = "actions"  # float32 [..., T, A], those taken during a clip; the last one leads out of it
 REWARD = "reward"  # float32 [...]
 TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a trajectory's end)
 

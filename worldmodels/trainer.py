@@ -15,7 +15,7 @@ from torch import Generator
 
 from worldmodels import checkpoint, distributed
 from worldmodels.clocks import Clock, Stopwatch
-from worldmodels.core import Evaluator, Objective, Source, Transform
+from worldmodels.core import Evaluator, Objective, ReadsAhead, Source, Transform
 from worldmodels.evals.results import one_round
 from worldmodels.keys import MEDIA
 from worldmodels.learner import Learner
@@ -104,8 +104,12 @@ class Trainer:
         return 0
 
     def _batch(self, step: int, generator: Generator) -> TensorDict:
-        generator.manual_seed(batch_seed(self.seed, step, distributed.rank()))
-        batch = self.source.sample(self.batch_size // distributed.world_size(), self.objective.window, generator)
+        num, window, rank = self.batch_size // distributed.world_size(), self.objective.window, distributed.rank()
+        if isinstance(self.source, ReadsAhead):
+            coming = range(step, min(step + 1 + self.source.ahead, self.steps))
+            self.source.announce(num, window, [batch_seed(self.seed, later, rank) for later in coming])
+        generator.manual_seed(batch_seed(self.seed, step, rank))
+        batch = self.source.sample(num, window, generator)
         for transform in self.transforms:
             batch = transform(batch, generator)
         return batch

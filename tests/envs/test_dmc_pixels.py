@@ -17,6 +17,8 @@ from envs.dmc_collect import collect
 from envs.dmc_domains import DOMAINS, find_domain, make
 from envs.dmc_pixels import Pictures, draw_episodes, painter, pictures_folder, read_pictures
 from envs.dmc_tasks import DMCTasks
+from perception.clips import ClipViews
+from perception.video import VideoTransformer
 from worldmodels import build
 
 pytestmark = pytest.mark.skipif(os.environ.get("MUJOCO_GL") not in ("egl", "osmesa"), reason="needs a renderer")
@@ -195,6 +197,21 @@ def test_data_are_stacks_of_drawn_pictures_in_memory_and_on_disk(collected: Path
         shown = labelled["observation", "pixels"][row, 6:].numpy()
         assert np.array_equal(shown, paint(labelled["physics", "qpos"][row].numpy())), "picture and physics agree"
     paint.close()
+
+
+def test_windows_of_pictures_are_clips_with_actions(collected: Path) -> None:
+    data = source(collected, frame_stack=1)
+    views = ClipViews(data.spec, num_frames=5, size=32, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    made = views(data.sample(6, views.window, torch.Generator().manual_seed(0)), torch.Generator().manual_seed(1))
+    windows = data.sample(6, views.window, torch.Generator().manual_seed(0))
+    assert made["observation", "pixels"].shape == (6, 1, 5, 3, 32, 32)
+    assert views.spec.expand(6, 1).is_in(made)
+    assert torch.equal(made["actions"][:, 0], windows["action"])
+    assert made["actions"].flatten(0, 2).std(0).min() > 0
+    whole = views.fitted(windows["observation"])["pixels"].int()
+    assert (made["observation", "pixels"][:, 0] - whole).abs().max() <= 1
+    encoder = VideoTransformer(views.spec, patch=8, tubelet=5, dim=24, depth=1, num_heads=2)
+    assert encoder(made["observation"][:, 0])["tokens"].shape == (6, 16, 24)
 
 
 def test_an_agent_learns_from_pictures_and_is_tried(collected: Path) -> None:

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Generator
 from torchrl.data import Bounded, Categorical, Composite
 
+from envs.replay import TrajectoryStore
 from perception.clips import ClipViews
 from perception.resample import fitted
 from worldmodels.core import Views
@@ -101,6 +102,27 @@ def test_pictures_become_clips_that_stand_still():
     assert bool((pixels == pixels[:, :, :1]).all())
     pictures = TensorDict({"pixels": batch["observation", "pixels"][:, 0]}, [5])
     assert views.fitted(pictures)["pixels"].shape == (5, 4, 3, 16, 16)
+
+
+def test_actions_of_all_rows_stay_with_the_clip():
+    """Windows of a replay store of pictures: what was done during a clip, row by row."""
+    number = torch.arange(20)
+    rows = {"observation": {"pixels": number[:, None, None, None].expand(20, 3, 16, 16).byte()}}
+    rows |= {"action": torch.stack([number, -number], 1).float(), "terminated": number == 19}
+    store = TrajectoryStore(TensorDict(rows, [20]), (number == 9) | (number == 19))
+    spec = spec_of(16, 16)
+    del spec["label"]
+    spec["action"], spec["terminated"] = Bounded(-30, 30, (2,)), Categorical(2, shape=(), dtype=torch.bool)
+    views = ClipViews(spec, num_frames=4, size=8)
+    batch = store.sample(6, views.window, seeded())
+    made = views(batch, seeded())
+    assert views.spec.expand(6, 1).is_in(made)
+    shown = made["observation", "pixels"][:, 0, :, 0, 0, 0].float()  # [B, T]
+    assert torch.equal(made["actions"][:, 0, :, 0], shown)
+    assert torch.equal(made["actions"][:, 0, :, 1], -shown)
+    assert "actions" not in ClipViews(spec_of(), num_frames=4).spec.keys()
+    with pytest.raises(ValueError, match=r"views.flip=0.5: the data have actions"):
+        ClipViews(spec, num_frames=4, flip=0.5)
 
 
 @pytest.mark.parametrize(

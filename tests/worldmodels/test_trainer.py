@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -44,9 +45,11 @@ class Judge:
 class Run:
     """A trainer of one-step latent prediction with a record of what it told."""
 
-    def __init__(self, folder: Path, *, evaluators=(), transforms=(), steps: int = 12, **options) -> None:
+    def __init__(
+        self, folder: Path, *, evaluators=(), transforms=(), steps: int = 12, source: Toy | None = None, **options
+    ) -> None:
         torch.manual_seed(0)
-        source = Toy(trajectories=5, steps=20)
+        source = source or Toy(trajectories=5, steps=20)
         net = partial(LatentMLP, dim=4, width=8, depth=1)
         objective = LatentPrediction(
             source.spec, encoder=StateEncoder, net=net, target=partial(EMA, tau=0.1), width=8, depth=1
@@ -71,6 +74,35 @@ class Run:
 
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: t.clone() for name, t in checkpoint.model_tensors(self.trainer.objective).items()}
+
+
+class Forewarned(Toy):
+    """Is told of batches in advance."""
+
+    ahead = 2
+
+    def __init__(self) -> None:
+        super().__init__(trajectories=5, steps=20)
+        self.told: list[tuple[int, int, list[int]]] = []
+        self.drawn: list[int] = []
+
+    def announce(self, batch_size: int, window: int, seeds: Sequence[int]) -> None:
+        self.told.append((batch_size, window, list(seeds)))
+
+    def sample(self, batch_size: int, window: int, generator: Generator) -> TensorDict:
+        self.drawn.append(generator.initial_seed())
+        return super().sample(batch_size, window, generator)
+
+
+def test_a_source_that_reads_ahead_is_told_the_seeds_of_the_next_batches(tmp_path):
+    source = Forewarned()
+    run, plain = Run(tmp_path / "a", source=source, steps=5), Run(tmp_path / "b", steps=5)
+    run.trainer.fit()
+    plain.trainer.fit()
+    seeds = [batch_seed(0, step, 0) for step in range(5)]
+    assert source.drawn == seeds
+    assert source.told == [(8, 2, seeds[step : step + 3]) for step in range(5)]  # none after the last step
+    assert all(torch.equal(weight, plain.weights()[name]) for name, weight in run.weights().items())
 
 
 def test_clocks_fire_when_due_and_at_the_end(tmp_path):
