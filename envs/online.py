@@ -84,11 +84,18 @@ class TaskEnv(EnvBase):
         self.number = 0  # of the running episodes, counted from 1
         self.envs: Any = None
         self.now = TensorDict({})  # the last rows [N]
-        self.past: Tensor | None = None  # decisions [n, N, A] to be replayed at the next reset
+        self.is_restored = False  # the next reset changes nothing
 
-    def restore(self, number: int, past: Tensor) -> None:
-        """Let the next reset bring the environments to where they were: in their episode, after ``past`` [n, N, A]."""
-        self.number, self.past = number, past
+    def restore(self, number: int, past: Tensor) -> TensorDict:
+        """Bring the environments to where they were: in episode ``number``, after the decisions ``past`` [n, N, A].
+
+        The next reset leaves them there. Returns what is seen.
+        """
+        self.number, self.is_restored = number, True
+        self._begin(is_replayed=True)
+        for decision in past:
+            self._play(decision)
+        return self._seen()
 
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Free the simulators."""
@@ -98,14 +105,13 @@ class TaskEnv(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
 
     def _reset(self, tensordict: TensorDict | None = None, **_: Any) -> TensorDict:
-        """Begin the next episodes, or those that are restored."""
+        """Begin the next episodes, or go on with those just restored."""
         wanted = None if tensordict is None else tensordict.get("_reset", None)
         assert wanted is None or bool(wanted.all()), "episodes are equally long"
-        past, self.past = self.past, None
-        self.number += past is None
-        self._begin(is_replayed=past is not None)
-        for decision in () if past is None else past:
-            self._play(decision)
+        if not self.is_restored:
+            self.number += 1
+            self._begin(is_replayed=False)
+        self.is_restored = False
         return self._seen()
 
     def _step(self, tensordict: TensorDict) -> TensorDict:
@@ -263,16 +269,14 @@ class Online(Wrapper):
         self.due, collected = tensors["counts"].tolist()
         self.collected = int(collected)
         number, past = int(tensors["episodes"][0]), torch.stack(self.ring.actions_since_reset(), 1)  # [n, N, A]
-        self.env.restore(number, past)
-        self._batches = None
-        found, wanted = self.env.reset()[OBSERVATION], self.ring.newest()
+        self._batches = None  # the next collector resets once, which leaves all as it is
+        found, wanted = self.env.restore(number, past)[OBSERVATION], self.ring.newest()
         for i in range(self.env.num_envs if len(past) else 0):
             if not bool((found[i] == wanted[i]).all()):
                 raise ValueError(
                     f"environment {i} of {self._what} is elsewhere after its {len(past)} decisions; "
                     "is the simulator another version? Begin a new run_dir"
                 )
-        self.env.restore(number, past)  # the collector resets once more when it starts
 
     @property
     def _what(self) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from worldmodels.masking import padding
-from worldmodels.masking.padding import Subsets, counts, covers, first
+from worldmodels.masking.padding import MOST_BLOCKS, Subsets, counts, covers, first, layers
 
 
 class MultiBlock:
@@ -30,7 +30,7 @@ class MultiBlock:
             area and aspect, and contexts are cut by leaving out the last patches, those at the bottom.
 
     Raises:
-        ValueError: if the grid has no rows and columns or is too small for the blocks, or there are no blocks.
+        ValueError: if the grid has no rows and columns or is too small for the blocks, or there are not 1 to 24.
 
     Source: I-JEPA (arXiv 2301.08243), section 3; its code, sheet dmt_jepa, section 1.1. Differs: a block moves to any
     place that keeps enough, at random, instead of trying 20 times.
@@ -50,8 +50,8 @@ class MultiBlock:
     ) -> None:
         if len(grid) != 2:
             raise ValueError(f"blocks need rows and columns of patches; this encoder's grid is {tuple(grid)}")
-        if num_targets < 1:
-            raise ValueError(f"num_targets={num_targets}: at least one block is to be predicted")
+        if not 0 < num_targets <= MOST_BLOCKS:
+            raise ValueError(f"num_targets={num_targets}: 1 to {MOST_BLOCKS} blocks are to be predicted")
         self.grid, self.num_targets, self.min_keep, self.released = tuple(grid), num_targets, min_keep, released
         self.target_scale, self.target_aspect, self.context_scale = target_scale, target_aspect, context_scale
         num = self.grid[0] * self.grid[1]
@@ -95,14 +95,14 @@ class MultiBlock:
 
         entry = torch.arange(self.most_target, device=device)
         index = (top[..., None] + entry // width) * columns + left[..., None] + entry % width  # [B, M, K']
-        down, right = covers(top, height, rows).float(), covers(left, width, columns).float()
-        is_context = self._context(down, right, draw[2], generator).flatten(1)  # [B, N]
+        covering = layers(covers(top, height, rows), covers(left, width, columns)).flatten(1)  # [B, N]
+        is_context = self._context(covering, draw[2], generator)  # [B, N]
         size = is_context.sum(1).min().clamp_max(self.most_context)
         if self.released:
             order = torch.arange(rows * columns, 0.0, -1, device=device)
         else:
-            order = torch.rand(is_context.shape, generator=generator, device=device)
-        order = order.expand_as(is_context).masked_fill(~is_context, -1)
+            order = torch.rand(is_context.shape, generator=generator, device=device) + 1
+        order = order * is_context  # what is no context comes last
         if padding.is_cut(device):  # those beyond the size need not even be found, nor any order
             context = order.topk(int(size), 1, sorted=False).indices  # [B, K]
         else:
@@ -113,25 +113,25 @@ class MultiBlock:
         """Where a block may start: the released code leaves out the last place."""
         return num - length if self.released else num - length + 1
 
-    def _context(self, down: Tensor, right: Tensor, draw: Tensor, generator: Generator) -> Tensor:
-        """Patches of each picture's context, bool [B, H, W].
+    def _context(self, covering: Tensor, draw: Tensor, generator: Generator) -> Tensor:
+        """Patches of each picture's context, bool [B, N].
 
         Args:
-            down, right: float [B, M, H] and [B, M, W], 1 where a target block is; draw: decides over the size.
+            covering: float [B, N], targets of each patch, see ``layers``; draw: decides over the size.
         """
-        device, (rows, columns), (size, most) = draw.device, self.grid, down.shape[:2]
+        device, (rows, columns) = draw.device, self.grid
         height, width = self._size(self.context_scale, (1, 1), draw, draw)
         # Blocks are large, so there are few places [P, Q] where they may start.
         top = torch.arange(rows - self._least_context[0] + 1, device=device)
         left = torch.arange(columns - self._least_context[1] + 1, device=device)
-        across, along = covers(top, height, rows).float(), covers(left, width, columns).float()
-        free = torch.stack([down[:, :num].mT @ right[:, :num] == 0 for num in range(most + 1)], 1)  # by first targets
-        levels = free.float()  # [B, M + 1, H, W]
-        left_over = ((levels @ along.mT).mT @ across.mT).mT  # [B, M + 1, P, Q], what a block at each place keeps
         fits = (top < self._num_places(rows, height))[:, None] & (left < self._num_places(columns, width))
-        preference = torch.rand((size, 1, len(top), len(left)), generator=generator, device=device)
-        preference = preference + torch.arange(most + 1, device=device)[:, None, None]
-        chosen = torch.where((left_over > self.min_keep) & fits, preference, -1).flatten(1).argmax(1)  # [B]
-        respected, place = chosen // fits.numel(), chosen % fits.numel()
-        block = across[place // len(left)][:, :, None] * along[place % len(left)][:, None]  # [B, H, W]
-        return (block * levels[torch.arange(size, device=device), respected]) > 0
+        down, right = covers(top, height, rows), covers(left, width, columns)
+        blocks = (down[:, None, :, None] & right[:, None]).flatten(2).flatten(0, 1)  # [P Q, N]
+        respected = torch.arange(self.num_targets + 1, device=device)  # the first of the targets
+        limit = (self.num_targets - respected).exp2()  # patches with less are free
+        is_free = (limit[:, None] - covering[:, None]).clamp_(0, 1)  # [B, M + 1, N]; of whole numbers, so 0 or 1
+        kept = is_free @ blocks.to(is_free.dtype).T  # [B, M + 1, P Q], of a block at each place
+        preference = torch.rand((len(covering), 1, len(blocks)), generator=generator, device=device)
+        preference = preference + respected[:, None]
+        chosen = torch.where((kept > self.min_keep) & fits.flatten(), preference, -1).flatten(1).argmax(1)  # [B]
+        return blocks[chosen % len(blocks)] & (covering < limit[chosen // len(blocks), None])

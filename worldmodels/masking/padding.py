@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+MOST_BLOCKS = 24  # of a mask: bits that a float32 holds
+
 
 class Subsets(NamedTuple):
     """What a row shows and what it asks for."""
@@ -33,6 +35,21 @@ def covers(start: Tensor, length: Tensor, num: int) -> Tensor:
     """Which of ``num`` places [..., num] an interval of ``length`` covers that begins at ``start`` [...]."""
     place = torch.arange(num, device=start.device)
     return (place >= start[..., None]) & (place < start[..., None] + length)
+
+
+def layers(rows: Tensor, columns: Tensor) -> Tensor:
+    """Which blocks cover each place, as a number with a bit for every block, that of the first the highest.
+
+    Without the last n blocks a place is free where its number is below 2^n. One product of matrices adds up the bits.
+
+    Args:
+        rows, columns: bool [..., M, X] and [..., M, Y], where blocks are along two axes; M at most ``MOST_BLOCKS``.
+
+    Returns:
+        float [..., X, Y].
+    """
+    bits = torch.arange(rows.shape[-2] - 1, -1, -1, device=rows.device).exp2()[:, None]  # [M, 1]
+    return (rows * bits).mT @ columns.to(bits.dtype)
 
 
 def is_cut(device: torch.device) -> bool:

@@ -14,11 +14,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from worldmodels.masking.padding import covers
+from worldmodels.masking.padding import MOST_BLOCKS, covers, layers
 from worldmodels.masking.video import Range, VideoMask, check_grid, limits
 
 _TRIES = 8  # candidates of a clip
-MOST_BLOCKS = 24  # of a clip: bits that a float32 holds
 
 
 class VideoBlocks(VideoMask):
@@ -117,14 +116,13 @@ class VideoBlocks(VideoMask):
         draw = torch.rand((3,), **like, dtype=torch.float64)
         length, (height, width) = self._length(draw[0]), self._sides(draw[1], draw[2])
         place = torch.rand((3, batch_size, _TRIES, self.num_blocks), **like)
-        sides = ((place[0], length, steps), (place[1], height, rows), (place[2], width, columns))
-        when, down, right = (covers((part * (num - size + 1)).long(), size, num) for part, size, num in sides)
+        down, right = placed(place[1], height, rows), placed(place[2], width, columns)
         if self.is_tube:
-            first = first_block(down, right)  # [B, R, H, W]
+            covering = layers(down, right)  # [B, R, H, W]
         else:
-            area = (down[..., :, None] & right[..., None, :]).flatten(-2)  # [B, R, M, H W]
-            first = first_block(when[..., : self.steps_shown], area)  # [B, R, X, H W]
-        is_shown = uncovered(first.flatten(2), self.least_places).unflatten(1, (-1, rows * columns))
+            when = placed(place[0], length, steps)[..., : self.steps_shown]
+            covering = layers(when, (down[..., :, None] & right[..., None, :]).flatten(-2))  # [B, R, X, H W]
+        is_shown = uncovered(covering.flatten(2), self.least_places).unflatten(1, (-1, rows * columns))
         if self.steps_shown == steps:
             return is_shown  # [B, T or 1, H W]
         return F.pad(is_shown.expand(-1, self.steps_shown, -1), (0, 0, 0, steps - self.steps_shown))
@@ -172,44 +170,32 @@ class TemporalBlocks(VideoMask):
         draw = torch.rand((), **like, dtype=torch.float64)
         length = (self.steps * (low + (high - low) * draw)).floor().clamp_min(1).long()
         place = torch.rand((batch_size, _TRIES, self.num_blocks), **like)
-        when = covers((place * (self.steps - length + 1)).long(), length, self.steps)  # [B, R, M, T]
-        is_shown = uncovered(first_block(when, when.new_ones((*when.shape[:3], 1))).flatten(2), 1)  # [B, T]
+        when = placed(place, length, self.steps)  # [B, R, M, T]
+        is_shown = uncovered(layers(when, torch.ones_like(when[..., :1])).flatten(2), 1)  # [B, T]
         return is_shown[..., None].expand(-1, -1, self.grid[1] * self.grid[2])
 
 
-def first_block(rows: Tensor, columns: Tensor) -> Tensor:
-    """The first block that covers each place; the number of blocks where none does.
-
-    Every block is a bit, the first the highest: one product of matrices adds up those that cover a place, and the
-    length of the number tells the highest of them.
-
-    Args:
-        rows, columns: bool [..., M, X] and [..., M, Y], where blocks are along two axes; M at most 24.
-
-    Returns:
-        int [..., X, Y].
-    """
-    num = rows.shape[-2]
-    bit = torch.arange(num - 1, -1, -1, device=rows.device).exp2()[:, None]  # [M, 1]
-    return num - torch.frexp((rows * bit).mT @ columns.to(bit.dtype)).exponent
+def placed(draw: Tensor, length: Tensor, num: int) -> Tensor:
+    """Which of ``num`` places [..., num] an interval covers that begins anywhere it fits, for draws [...] on (0, 1)."""
+    return covers((draw * (num - length + 1)).long(), length, num)
 
 
-def uncovered(first: Tensor, least: int) -> Tensor:
+def uncovered(covering: Tensor, least: int) -> Tensor:
     """Places that no block of the first fitting candidate covers.
 
     A candidate fits if it leaves ``least`` places. Where none of a clip does, its last block is given up, then the last
     two, and so on, for all candidates; a single block must leave enough.
 
     Args:
-        first: int [B, R, P], see ``first_block``, of R candidates.
+        covering: float [B, R, P], see ``layers``, of R candidates.
 
     Returns:
         bool [B, P].
     """
-    # Without the blocks from this number on, enough places are left, [B, R]
-    respected = first.amax(2) if least == 1 else first.topk(least, 2, sorted=False).values.amin(2)
-    num_tries = first.shape[1]
-    earlier = torch.arange(num_tries, 0, -1, device=first.device)
-    best = (respected * num_tries + earlier).argmax(1)  # [B]
-    clip = torch.arange(len(first), device=first.device)
-    return first[clip, best] >= respected[clip, best, None]
+    # Places with fewer bits than the least-th number has are enough: the blocks of those bits are given up
+    bits = covering.amin(2) if least == 1 else covering.topk(least, 2, largest=False, sorted=False).values.amax(2)
+    given_up = bits.frexp().exponent  # [B, R]
+    num_tries = covering.shape[1]
+    best = (given_up * num_tries + torch.arange(num_tries, device=bits.device)).argmin(1)  # [B]
+    clip = torch.arange(len(covering), device=bits.device)
+    return covering[clip, best] < given_up[clip, best, None].exp2()

@@ -207,7 +207,8 @@ def test_fixed_shapes_hold_the_same_masks_and_padding(monkeypatch):
         ((4, 4), {"context_scale": (0.3, 0.4)}, "least context 4"),
         ((8, 8), {"released": True}, "needs 11"),
         ((14, 14), {"target_scale": (0.3, 0.1)}, "target_scale"),
-        ((14, 14), {"num_targets": 0}, "num_targets=0: at least one block"),
+        ((14, 14), {"num_targets": 0}, "num_targets=0: 1 to 24 blocks"),
+        ((14, 14), {"num_targets": 25}, "num_targets=25: 1 to 24 blocks"),
         ((14, 14), {"context_scale": (0.9, 1.2)}, "context_scale"),
     ],
 )

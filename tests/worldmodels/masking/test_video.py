@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Generator
 
 from worldmodels.masking import Families, RandomTokens, RandomTubes, Subsets, TemporalBlocks, VideoBlocks, padding
+from worldmodels.masking.padding import layers
 from worldmodels.masking.video import VideoMask, without_columns
-from worldmodels.masking.video_blocks import first_block, uncovered
+from worldmodels.masking.video_blocks import uncovered
 
 SHORT, LONG = {"num_blocks": 8, "spatial_scale": 0.15}, {"num_blocks": 2, "spatial_scale": 0.7}
 VIT = (8, 14, 14)
@@ -169,12 +170,10 @@ def test_the_first_candidate_that_fits_is_taken_and_else_blocks_are_given_up():
     cover[1, 0, 0, :2] = cover[1, 0, 1, 2:] = True  # leaves nothing
     cover[1, 1, :, :3] = True
     cover[2, :, 0, :3] = cover[2, :, 1, 1:] = True  # none leaves anything: the second block goes
-    first = first_block(torch.ones(3, 2, 2, 1, dtype=torch.bool), cover).flatten(2)
-    expected = torch.where(cover, torch.arange(2)[:, None], 2).amin(2)
-    assert torch.equal(first.long(), expected)
-    found = uncovered(first, 1)
-    assert found.tolist() == [[False, False, False, True]] * 3
-    two = torch.tensor([[[0, 1, 2, 1]]])
+    covering = layers(torch.ones(3, 2, 2, 1, dtype=torch.bool), cover).flatten(2)
+    assert torch.equal(covering, 2.0 * cover[:, :, 0] + 1.0 * cover[:, :, 1])  # a bit for every block
+    assert uncovered(covering, 1).tolist() == [[False, False, False, True]] * 3
+    two = torch.tensor([[[3.0, 1.0, 0.0, 1.0]]])
     assert uncovered(two, 2).tolist() == [[False, True, True, True]]  # two places are asked for: block 1 goes
 
 
