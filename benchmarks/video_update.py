@@ -120,8 +120,8 @@ def report(
         "",
         command("video_update"),
         "",
-        f"- torch {torch.__version__}, {args.threads} thread(s), load average {os.getloadavg()[0]:.1f}. Wall time, median "
-        f"of {args.updates} updates in turns [least, greatest]. Clips {shape} lie on the device.",
+        f"- torch {torch.__version__}, {args.threads} thread(s), load average {os.getloadavg()[0]:.1f}.",
+        f"- Wall time, median of {args.updates} updates in turns [least, greatest]. Clips {shape} lie on the device.",
         f"- Batch {first.cfg.batch_size}, grid {tuple(first.objective.encoder.grid)}, width "
         f"{first.objective.encoder.dim}. GFLOP by the formula of worldmodels/flops.py.",
         "",

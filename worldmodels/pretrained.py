@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,9 @@ class TeacherLatents(Wrapper):
             rows = self.make(frames, generator)
             found.append(rows.set(TEACHER, self.teacher(rows[OBSERVATION][:, 0])[TOKENS].half()[:, None]))
         return torch.cat(found)
+
+    def announce(self, batch_size: int, window: int, seeds: Sequence[int]) -> None:
+        """Nothing is read ahead: all clips are here."""
 
     def split(self, name: str) -> TeacherLatents:
         """Clips of "train", "val" or "test", with latents of the same teacher."""
