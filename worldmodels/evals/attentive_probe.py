@@ -76,7 +76,7 @@ class AttentiveProbe:
         *,
         num_heads: int = 4,
         mlp_ratio: int | float = 4,
-        lr: Sequence[int | float] = (1e-3, 3e-3),
+        lr: Sequence[int | float] = (3e-3, 1e-2),
         weight_decay: Sequence[int | float] = (0.01, 0.1),
         epochs: int = 10,
         batch_size: int = 64,
