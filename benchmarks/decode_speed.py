@@ -162,8 +162,8 @@ def report(files: Sequence[File], found: dict[tuple[str, str, str], float], load
         [
             f"# Decoding videos, {hardware(device)}, {today()}",
             "",
-            f"{command('decode_speed')}; {version_list('av', 'numpy')}; load average {load:.1f} on {os.cpu_count()} "
-            "cores.",
+            f"{command('decode_speed')}; av {av.__version__}, {version_list('numpy')}; load average {load:.1f} on "
+            f"{os.cpu_count()} cores.",
             "",
             f"Clips a second of processor time, one thread. A clip is {ROWS} rows, {RATE} a second, of videos of 10 s "
             f"and 30 frames a second, scaled to {SIDE} x {SIDE}. *Every frame* is a loop over the video from its first "
