@@ -54,11 +54,9 @@ def finished(tmp_path_factory) -> Path:
 
 def test_main_job_on_ogbench_leaves_summary_and_report(maze_data, tmp_path):
     run_dir = tmp_path / "a"
-    done = subprocess.run(
-        [sys.executable, "-m", "worldmodels.run", "agent=td_jepa", f"env.data_dir={maze_data}", "steps=20",
-         "threads=1", "batch_size=32", "eval.zero_shot.episodes=1", "eval.zero_shot.max_steps=30",
-         f"run_dir={run_dir}"],
-        capture_output=True, text=True, timeout=300,
+    done = launch(
+        "agent=td_jepa", f"env.data_dir={maze_data}", "steps=20", "threads=1", "batch_size=32",
+        "eval.zero_shot.episodes=1", "eval.zero_shot.max_steps=30", f"run_dir={run_dir}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -137,6 +135,7 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     [
         (["agent=td_jepa", "env=toy", "batchsize=3"], "batch_size"),
         (["agent=td_jepa", "env=toy", "eval=null"], "eval=null"),
+        (["objective=seq_jepa", "views=saccades", "views.size=64"], "no config key views.size; did you mean views?"),
         (["agent=td_jpa", "env=toy"], "td_jepa"),
         (["env=toy"], "agent="),
         (["agent=td_jepa", "env.dataset=pointmaze-medum-navigate-v0"], "pointmaze-medium-navigate-v0"),

@@ -90,7 +90,10 @@ def one_line_hydra_errors(arguments: Sequence[str], config_name: str = "config")
     except (HydraException, OmegaConfBaseException) as error:
         text = str(error)
         if found := re.search(r"Could not override '([^']+)'", text):
-            groups = [a for a in arguments if re.match(r"(agent|objective|env|encoder|experiment)=", a)]
+            folder = Path(str(importlib.resources.files("conf")))
+            groups = [
+                a for a in arguments if (folder / a.partition("=")[0]).is_dir()
+            ]  # whose files bring keys
             known = leaves(OmegaConf.to_container(compose(config_name, overrides=groups)))
             fail(f"there is no config key {found[1]}{did_you_mean(found[1], known)}")
         if found := re.search(r"Could not find '([^']+)'", text):

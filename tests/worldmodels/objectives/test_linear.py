@@ -53,6 +53,7 @@ def orders(found: Evaluation) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("overrides", RUNS, ids=" ".join)
 def test_training_takes_as_long_as_the_theory_says(overrides):
     found, objective = train(*overrides)
@@ -86,6 +87,7 @@ def test_features_of_the_configuration_are_those_of_the_tables():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_models_of_features_and_a_spread_of_lambda_that_inverts_nothing():
     found, _ = train(
         "env.panels=[static,temporal]", "objective.scale=0.33", "objective.step_sizes=[0.8,0.015]", "steps=1250"
@@ -101,6 +103,7 @@ def test_models_of_features_and_a_spread_of_lambda_that_inverts_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_a_slow_teacher_takes_the_inversion_back():
     """An average over 50 units of time (step size / (1 - momentum)) does, one over 5 does not."""
     for momentum, order, least, most in ((0.8, "3 2 0 1", 1.01, 1.07), (0.98, "0 1 2 3", 1.1, 1.8)):
