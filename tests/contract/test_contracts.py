@@ -164,6 +164,10 @@ def test_no_loss_reaches_beyond_its_part_of_a_batch(cfg):
 
 
 def test_phases_compile_whole(cfg, unchecked):
+    if cfg.encoder is not None and cfg.encoder._target_.endswith("ResNet18"):
+        if "ResNet18" in TRACED:  # its many layers are traced once: losses do not see which encoder they have
+            cfg.encoder = composed("objective=i_jepa", "encoder.depth=1", "encoder.patch=8").encoder
+        TRACED.add("ResNet18")
     for path in ("encoder.depth", "objective.predictor.depth"):  # blocks are alike: two stand for six
         if (OmegaConf.select(cfg, path) or 0) > 2:
             OmegaConf.update(cfg, path, 2)
