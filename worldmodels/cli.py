@@ -91,9 +91,7 @@ def one_line_hydra_errors(arguments: Sequence[str], config_name: str = "config")
         text = str(error)
         if found := re.search(r"Could not override '([^']+)'", text):
             folder = Path(str(importlib.resources.files("conf")))
-            groups = [
-                a for a in arguments if (folder / a.partition("=")[0]).is_dir()
-            ]  # whose files bring keys
+            groups = [a for a in arguments if (folder / a.partition("=")[0]).is_dir()]  # whose files bring keys
             known = leaves(OmegaConf.to_container(compose(config_name, overrides=groups)))
             fail(f"there is no config key {found[1]}{did_you_mean(found[1], known)}")
         if found := re.search(r"Could not find '([^']+)'", text):

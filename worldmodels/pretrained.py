@@ -152,6 +152,7 @@ class TeacherLatents(Wrapper):
         source: of frames, with ``split``.
         views: factory of the transform that cuts clips out; crops are drawn here, once.
         num_clips: for training; num_held_out: of each other part.
+        run_dir: of the teacher's run; must be given.
         chunk: clips encoded at a time. seed: of clips and crops.
         options: of ``pretrained``.
 
@@ -165,11 +166,14 @@ class TeacherLatents(Wrapper):
         *,
         views: Callable[[Composite], Views],
         num_clips: int,
+        run_dir: str | None,
         num_held_out: int = 256,
         chunk: int = 64,
         seed: int = 0,
         **options: Any,
     ) -> None:
+        if run_dir is None:
+            raise ValueError("whose latents shall be stored? Give objective.teacher.run_dir=RUN_DIR of a finished run")
         if not hasattr(source, "split"):
             raise ValueError(f"{type(source).__name__} has no split(name), parts to judge by. Use env=moving_scenes")
         if min(num_clips, num_held_out) < 1:
@@ -177,7 +181,7 @@ class TeacherLatents(Wrapper):
         super().__init__(source)
         self.make, self.num_clips, self.num_held_out = views(source.spec), num_clips, num_held_out
         self.chunk, self.seed = chunk, seed
-        self.teacher = pretrained(self.make.spec, **options).to(source.device).eval()
+        self.teacher = pretrained(self.make.spec, run_dir=run_dir, **options).to(source.device).eval()
         self._rows = self._encoded(num_clips)
         self.spec = source.spec.clone()
         self.spec[TEACHER] = Unbounded(self._rows[TEACHER].shape[2:], dtype=torch.float16, device=source.device)

@@ -21,8 +21,8 @@ def test_first_losses_are_the_stored_ones(system):
     stored = json.loads(path_of(system).read_text())
     found = first_losses(system)
     assert found.keys() == stored.keys()
+    assert max(map(len, found.values())) == STEPS or sum(map(len, found.values())) == STEPS  # phases one after another
     for name, values in found.items():
-        assert len(values) == STEPS
         assert values == pytest.approx(stored[name], rel=RELATIVE, abs=RELATIVE), name
 
 

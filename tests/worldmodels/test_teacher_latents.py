@@ -99,6 +99,12 @@ def test_an_update_costs_no_pass_of_the_teacher(cfg, teacher):
     assert objective.costs(16)["student"] < looking.costs(16)["student"]
 
 
+def test_a_teacher_must_be_named(cfg):
+    cfg.objective.teacher.run_dir = None
+    with pytest.raises(ValueError, match="Give objective.teacher.run_dir=RUN_DIR"):
+        build.build_source(cfg, CPU)
+
+
 def test_stored_latents_leave_no_time_for_the_teacher(cfg):
     cfg.objective.teacher_share = 0.2
     with pytest.raises(ValueError, match=r"teacher_share=0\.2: latents are of a teacher that stands still"):

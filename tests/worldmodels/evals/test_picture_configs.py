@@ -47,7 +47,8 @@ def test_evaluator_is_built_and_runs_as_configured(name):
     assert evaluator.name == key
     assert evaluator.every == (100 if name == "path_integration" else 50)
     objective = Looker() if name in DENSE else Reader() if name == "patch_pictures" else Walker()
-    assert unpack(evaluator(objective, 0)).metrics
+    found = unpack(evaluator(objective, 0))
+    assert found.metrics or found.files
 
 
 def test_toy_views_are_as_views_of_pictures_are():
