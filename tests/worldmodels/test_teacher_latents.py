@@ -101,7 +101,7 @@ def test_an_update_costs_no_pass_of_the_teacher(cfg, teacher):
 
 def test_a_teacher_must_be_named(cfg):
     cfg.objective.teacher.run_dir = None
-    with pytest.raises(ValueError, match="Give objective.teacher.run_dir=RUN_DIR"):
+    with pytest.raises(ValueError, match="Give objective"):
         build.build_source(cfg, CPU)
 
 
