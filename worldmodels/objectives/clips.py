@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor, nn
+from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Encoder, Objective, Transform, Views
@@ -100,7 +101,7 @@ class ClipObjective(Objective):
             error = (prediction - wanted).abs() ** self.exponent / self.exponent  # [B, K', X]
             errors[family] = (error.mean(-1) * is_asked).sum() / is_asked.sum()
             with torch.no_grad():
-                cosine = nn.functional.cosine_similarity(prediction, wanted, dim=-1)
+                cosine = F.cosine_similarity(prediction, wanted, dim=-1)
                 stats[f"error_{family}"] = errors[family].detach()
                 stats[f"cosine_{family}"] = (cosine * is_asked).sum() / is_asked.sum()
                 stats[f"context_share_{family}"] = (mask.context >= 0).float().sum() / goal[..., 0].numel()
@@ -192,6 +193,12 @@ class ClipObjective(Objective):
             mean_shares(self.masks, batch_size, self.num_tokens),
         )
         return step_flops(*sizes, num_tokens=self.num_tokens, shares=shares, teacher=teacher)
+
+
+def target_tokens(tokens: Tensor, *, is_normalized: bool) -> Tensor:
+    """Latents [..., D] as targets: float32 and, if so wished, each with mean 0 and variance 1 over its entries."""
+    tokens = tokens.float()
+    return F.layer_norm(tokens, tokens.shape[-1:]) if is_normalized else tokens
 
 
 def goal_at(goal: Tensor, mask: Subsets) -> Tensor:

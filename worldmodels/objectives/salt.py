@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Encoder, Phase, Span, Transform
 from worldmodels.flops import size_of
 from worldmodels.keys import TEACHER, TOKENS
 from worldmodels.nn.parameters import matrices_and_vectors
-from worldmodels.objectives.clips import CLIP, ClipObjective
+from worldmodels.objectives.clips import CLIP, ClipObjective, target_tokens
 from worldmodels.objectives.v_pixel import VPixel
 
 
@@ -104,16 +103,13 @@ class SALT(ClipObjective):
     @torch.no_grad()
     def goal(self, obs: TensorDict) -> Tensor:
         """Tokens of the teacher, float32 [B, N, D]."""
-        return self.normalized(self.teacher(obs)[TOKENS])
+        return target_tokens(self.teacher(obs)[TOKENS], is_normalized=self.has_normalized_targets)
 
     def goal_of(self, batch: TensorDict) -> Tensor:
         """Tokens of the teacher: those that came with the batch, or new ones."""
-        return self.normalized(batch[TEACHER][:, 0]) if self.is_cached else super().goal_of(batch)
-
-    def normalized(self, tokens: Tensor) -> Tensor:
-        """Target tokens in float32, each with mean 0 and variance 1 if so wished."""
-        tokens = tokens.float()
-        return F.layer_norm(tokens, tokens.shape[-1:]) if self.has_normalized_targets else tokens
+        if not self.is_cached:
+            return super().goal_of(batch)
+        return target_tokens(batch[TEACHER][:, 0], is_normalized=self.has_normalized_targets)
 
     def judged(self) -> dict[str, nn.Module]:
         """The student, which counts, and its teacher."""

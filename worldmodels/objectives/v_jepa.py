@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Phase, Target
 from worldmodels.flops import size_of
 from worldmodels.keys import TOKENS
 from worldmodels.nn.parameters import matrices_and_vectors
-from worldmodels.objectives.clips import CLIP, ClipObjective
+from worldmodels.objectives.clips import CLIP, ClipObjective, target_tokens
 
 
 class VJEPA(ClipObjective):
@@ -58,8 +57,7 @@ class VJEPA(ClipObjective):
     @torch.no_grad()
     def goal(self, obs: TensorDict) -> Tensor:
         """Tokens of the target encoder, float32 [B, N, D]."""
-        tokens = self.target(obs)[TOKENS].float()
-        return F.layer_norm(tokens, tokens.shape[-1:]) if self.has_normalized_targets else tokens
+        return target_tokens(self.target(obs)[TOKENS], is_normalized=self.has_normalized_targets)
 
     def judged(self) -> dict[str, nn.Module]:
         """The target encoder, as published."""
