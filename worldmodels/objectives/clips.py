@@ -25,7 +25,7 @@ from worldmodels.masking import Families, Subsets
 from worldmodels.nn.transformer import gather_tokens
 
 CLIP = "clip"  # of ``embed``: what the method is judged by
-_DRAWS = 32  # batches of masks, to know their mean size
+_DRAWS = 16  # batches of masks, to know their mean size
 
 
 class ClipObjective(Objective):
@@ -69,6 +69,7 @@ class ClipObjective(Objective):
             )
         self.masks = masks(self.encoder.grid)
         self.exponent = exponent
+        self._shares: dict[int, dict[str, tuple[float, float]]] = {}  # of masks, by the size of batches
 
     @abstractmethod
     def goal(self, obs: TensorDict) -> Tensor:
@@ -188,10 +189,9 @@ class ClipObjective(Objective):
 
     def operations(self, batch_size: int, *, teacher: Size | None) -> float:
         """Floating-point operations of one sample in one step, with masks of the mean size (``worldmodels.flops``)."""
-        sizes, shares = (
-            (size_of(self.encoder), size_of(self.predictor)),
-            mean_shares(self.masks, batch_size, self.num_tokens),
-        )
+        if batch_size not in self._shares:  # drawing masks of thousands of clips takes seconds
+            self._shares[batch_size] = mean_shares(self.masks, batch_size, self.num_tokens)
+        sizes, shares = (size_of(self.encoder), size_of(self.predictor)), self._shares[batch_size]
         return step_flops(*sizes, num_tokens=self.num_tokens, shares=shares, teacher=teacher)
 
 
