@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 
 import torch
 
@@ -49,6 +48,8 @@ def settings_of(name: str, settings: list[str]) -> list[str]:
 class Clips(Bench):
     """A method whose batches lie ready; masks and crops are drawn anew."""
 
+    is_wall_time = True
+
     def __init__(self, name: str, settings: list[str], device: torch.device, calls: int) -> None:
         method, *own = settings_of(name, settings)
         super().__init__(method.partition("=")[2], own, device, calls)
@@ -66,17 +67,6 @@ class Clips(Bench):
         """Of one update, by the formula."""
         phases, costs = self.objective.phases(), self.objective.costs(self.cfg.batch_size)
         return spent(phases, costs, batch_size=self.cfg.batch_size, step=1)
-
-
-def seconds(bench: Clips) -> float:
-    """Wall time of one update; a GPU is waited for."""
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    bench.update()
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -100,7 +90,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in benches}
     for _ in range(args.updates):
         for name, bench in benches.items():
-            times[name].append(seconds(bench))
+            times[name].append(bench.once(bench.update) / 1e3)
     text = report(benches, times, args, is_tiny=is_tiny, what=" ".join(settings) or "ViT-Tiny, 512 tokens")
     if args.no_save:
         print(text)

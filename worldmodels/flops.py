@@ -83,6 +83,6 @@ def spent(phases: Sequence[Phase], costs: Mapping[str, float], *, batch_size: in
     return sum(batch_size * costs[phase.name] * phase.num_runs(step) for phase in phases)
 
 
-def shares_of(masks: Mapping[str, Sequence[int]], num_tokens: int) -> dict[str, tuple[float, float]]:
+def shares_of(masks: Mapping[str, Sequence[int | float]], num_tokens: int) -> dict[str, tuple[float, float]]:
     """Shares of context and targets from their lengths K and K', by family."""
     return {name: (context / num_tokens, target / num_tokens) for name, (context, target) in masks.items()}

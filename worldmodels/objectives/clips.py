@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from torchrl.data import Composite
 
 from worldmodels.core import Encoder, Objective, Transform, Views
-from worldmodels.flops import Size, size_of, step_flops
+from worldmodels.flops import Size, shares_of, size_of, step_flops
 from worldmodels.keys import CONTEXT, FAMILIES, LATENT, LOSS, OBSERVATION, PIXELS, POOLED, SHOWN, STAT, TARGETS, TOKENS
 from worldmodels.masking import Families, Subsets
+from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.nn.transformer import gather_tokens
 
 CLIP = "clip"  # of ``embed``: what the method is judged by
@@ -74,6 +75,10 @@ class ClipObjective(Objective):
     @abstractmethod
     def goal(self, obs: TensorDict) -> Tensor:
         """What is to be predicted of every token of clips [B], float32 [B, N, X]; without gradient."""
+
+    def groups(self, encoder: str = "encoder", predictor: str = "predictor") -> dict[str, list[nn.Parameter]]:
+        """What is trained, under these names; vectors are groups of their own, to be kept from decay."""
+        return matrices_and_vectors({encoder: self.encoder.parameters(), predictor: self.predictor.parameters()})
 
     def transforms(self) -> tuple[Transform, ...]:
         """The crop and the masks of a batch."""
@@ -154,16 +159,18 @@ class ClipObjective(Objective):
         found = {name: encoder(fitted)[TOKENS] for name, encoder in self.judged().items()}
         return TensorDict(found, batch_size=obs.batch_size)
 
+    @torch.no_grad()
     def patches(self, obs: TensorDict) -> Tensor:
         """The tokens [B, N, D] of the encoder that counts, on ``encoder.grid``."""
-        return self.judged()[CLIP](self.make_views.fitted(obs))[TOKENS].detach()
+        return self.judged()[CLIP](self.make_views.fitted(obs))[TOKENS]
 
     @torch.no_grad()
     def views(self, batch: TensorDict) -> tuple[TensorDict, TensorDict]:
         """What context and targets of the first family show of a clip, with pooled latents of the judged encoder."""
         obs, mask = batch[OBSERVATION][:, 0], batch[FAMILIES, next(iter(self.masks.families))]
         num, encoder = len(obs[PIXELS]), self.judged()[CLIP]
-        sizes = [side // cells for side, cells in zip(self._sides(obs), self.encoder.grid, strict=True)]
+        frames, _, height, width = obs[PIXELS].shape[1:]
+        sizes = [side // cells for side, cells in zip((frames, height, width), self.encoder.grid, strict=True)]
 
         def view(index: Tensor) -> TensorDict:  # [B, K], -1 is padding
             cells = torch.zeros(num, self.num_tokens + 1, dtype=torch.bool, device=index.device)
@@ -175,10 +182,6 @@ class ClipObjective(Objective):
             return TensorDict({OBSERVATION: obs, SHOWN: {PIXELS: shown[:, :, None]}, LATENT: latent}, obs.batch_size)
 
         return view(mask[CONTEXT]), view(mask[TARGETS][:, 0])
-
-    def _sides(self, obs: TensorDict) -> tuple[int, int, int]:
-        frames, _, height, width = obs[PIXELS].shape[1:]
-        return frames, height, width
 
     # --- what it costs ------------------------------------------------------------------------------------------
     @property
@@ -221,10 +224,11 @@ def mean_shares(masks: Families, batch_size: int, num_tokens: int) -> dict[str, 
     """Mean shares of all tokens that contexts and targets have, by family; always the same draws, on the CPU."""
     generator = Generator().manual_seed(0)
     drawn = [masks(batch_size, generator) for _ in range(_DRAWS)]
-    return {
-        name: (
-            sum(mask[name].context.shape[-1] for mask in drawn) / (_DRAWS * num_tokens),
-            sum(mask[name].targets.shape[-1] for mask in drawn) / (_DRAWS * num_tokens),
-        )
+    lengths = {
+        name: [
+            sum(part.shape[-1] for part in parts) / _DRAWS
+            for parts in zip(*(mask[name] for mask in drawn), strict=True)
+        ]
         for name in masks.families
     }
+    return shares_of(lengths, num_tokens)

@@ -22,7 +22,6 @@ from torchrl.data import Composite
 from worldmodels.core import Encoder, Phase, Span, Transform
 from worldmodels.flops import size_of
 from worldmodels.keys import TEACHER, TOKENS
-from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.objectives.clips import CLIP, ClipObjective, target_tokens
 from worldmodels.objectives.v_pixel import VPixel
 
@@ -88,12 +87,12 @@ class SALT(ClipObjective):
         return self.first_stage.encoder
 
     def phases(self) -> tuple[Phase, ...]:
-        """The teacher's, then the student's; biases and other vectors are groups of their own."""
-        parts = {"encoder": self.encoder.parameters(), "predictor": self.predictor.parameters()}
+        """The teacher's, then the student's."""
         first, then = Span(0, self.turn, self.steps), Span(self.turn, self.steps, self.steps)
+        teachers = self.first_stage.groups("teacher_encoder", "teacher_decoder")
         return (
-            Phase("teacher", self.first_stage.loss, self.first_stage.groups("teacher_"), span=first),
-            Phase("student", self.loss, matrices_and_vectors(parts), span=then),
+            Phase("teacher", self.first_stage.loss, teachers, span=first),
+            Phase("student", self.loss, self.groups(), span=then),
         )
 
     def transforms(self) -> tuple[Transform, ...]:

@@ -20,7 +20,6 @@ from torchrl.data import Composite
 from worldmodels.core import Phase, Target
 from worldmodels.flops import size_of
 from worldmodels.keys import TOKENS
-from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.objectives.clips import CLIP, ClipObjective, target_tokens
 
 
@@ -50,9 +49,8 @@ class VJEPA(ClipObjective):
         self.has_normalized_targets = has_normalized_targets
 
     def phases(self) -> tuple[Phase, ...]:
-        """A single one; biases and other vectors are groups of their own, to be kept from decay."""
-        parts = {"encoder": self.encoder.parameters(), "predictor": self.predictor.parameters()}
-        return (Phase("v_jepa", self.loss, matrices_and_vectors(parts)),)
+        """A single one."""
+        return (Phase("v_jepa", self.loss, self.groups()),)
 
     @torch.no_grad()
     def goal(self, obs: TensorDict) -> Tensor:

@@ -18,7 +18,6 @@ from torchrl.data import Composite
 
 from worldmodels.core import Phase
 from worldmodels.keys import PIXELS
-from worldmodels.nn.parameters import matrices_and_vectors
 from worldmodels.objectives.clips import ClipObjective
 
 
@@ -48,13 +47,8 @@ class VPixel(ClipObjective):
         self.predictor = predictor(self.encoder.dim, self.encoder.grid, **sizes)
 
     def phases(self) -> tuple[Phase, ...]:
-        """A single one; biases and other vectors are groups of their own, to be kept from decay."""
-        return (Phase("v_pixel", self.loss, self.groups()),)
-
-    def groups(self, prefix: str = "") -> dict[str, list[nn.Parameter]]:
-        """Parameters of the encoder and of the decoder, by named group."""
-        parts = {f"{prefix}encoder": self.encoder.parameters(), f"{prefix}decoder": self.predictor.parameters()}
-        return matrices_and_vectors(parts)
+        """A single one."""
+        return (Phase("v_pixel", self.loss, self.groups(predictor="decoder")),)
 
     def loss(self, batch: TensorDict) -> TensorDict:
         """Mean over families of the mean error of their hidden tokens' pixels (SALT, stage 1)."""
