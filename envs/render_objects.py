@@ -1,4 +1,4 @@
-"""Draw pybullet's objects: ``python -m envs.render_objects objects=1000 views=50 size=64``.
+"""Draw pybullet's objects: ``python -m envs.render_objects objects=1000 num_views=50 size=64``.
 
 They lie in ``data_dir`` as one array and one table (``envs.object_cache``), where env=rendered_objects finds them. With
 ``out=FOLDER`` they are also written there in 3DIEBench's layout, for env.path and for other programs. Settings and
@@ -133,6 +133,7 @@ def _renderer(size: int, has_colour: bool) -> ObjectRenderer:
 def command(
     objects: int,
     *,
+    num_views: int,
     out: str | None = None,
     data_dir: str | None = None,
     workers: int | None = None,
@@ -140,7 +141,7 @@ def command(
     **chosen: Any,
 ) -> Path:
     """Draw, and write a tree in 3DIEBench's layout if there is an ``out``. Returns the folder last written to."""
-    settings = settings_of(**chosen)
+    settings = settings_of(views=num_views, **chosen)
     folder, _ = render_objects(settings, objects, data_dir=data_dir, workers=workers, is_shown=is_shown)
     if out is None:
         return folder

@@ -26,7 +26,7 @@ def tree(objects_folder: Path, tmp_path: Path, jobs_done: list[tuple]) -> Path:
     """The four objects as a tree of two classes."""
     root = render_objects.command(
         OBJECTS,
-        views=VIEWS,
+        num_views=VIEWS,
         size=SIZE,
         data_dir=str(objects_folder),
         out=str(tmp_path / "tree"),
@@ -147,7 +147,7 @@ def test_folders_that_are_no_trees_are_named(tree: Path, objects_folder: Path, t
         with pytest.raises(ValueError, match=words):
             render_objects.command(
                 1,
-                views=VIEWS,
+                num_views=VIEWS,
                 size=SIZE,
                 seed=1 if out == tree else 0,
                 data_dir=str(tmp_path / "d"),

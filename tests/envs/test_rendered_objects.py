@@ -23,6 +23,7 @@ from envs import object_cache, render_objects
 from envs.object_cache import PIXELS_FILE, PROVENANCE, TABLE_FILE
 from envs.object_scene import ObjectRenderer, draw_transformations, pybullet
 from envs.rendered_objects import PARTS, RenderedObjects
+from tests.commands import launch
 from worldmodels import build
 
 OBJECTS, VIEWS, SIZE = 4, 10, 32
@@ -228,8 +229,8 @@ def test_the_yaml_gives_this_source(objects_folder: Path) -> None:
     source = build.build_source(cfg, torch.device("cpu"))
     assert isinstance(source, RenderedObjects)
     assert source.num_objects == OBJECTS
-    drawn = {key: written[key] for key in written if key not in ("objects", "data_dir", "out", "workers")}
-    assert render_objects.settings_of(**drawn) == render_objects.settings_of()
+    drawn = {key: written[key] for key in written if key not in ("objects", "num_views", "data_dir", "out", "workers")}
+    assert render_objects.settings_of(views=written.num_views, **drawn) == render_objects.settings_of()
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -339,3 +340,11 @@ def test_without_pybullet_finished_pictures_will_do(objects_folder: Path, tmp_pa
         RenderedObjects(**SMALL, data_dir=tmp_path / "new")
     with pytest.raises(ImportError, match=r"worldmodels\[images\]"):
         ObjectRenderer(32)
+
+
+def test_the_command_draws_what_it_is_told(tmp_path):
+    sizes = ["objects=2", "num_views=3", "size=16", "workers=1", f"data_dir={tmp_path / 'drawn'}"]
+    done = launch(*sizes, module="envs.render_objects")
+    assert done.returncode == 0, done.stderr
+    pixels = np.load(next((tmp_path / "drawn").rglob(PIXELS_FILE)), mmap_mode="r")
+    assert pixels.size >= 2 * 3 * 3 * 16 * 16
