@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, TensorSpec, Unbounded
 
 from envs.replay import TrajectoryStore
 from worldmodels.core import Policy
-from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, STATE, TERMINATED
+from worldmodels.keys import ACTION, IS_PADDED, OBSERVATION, PHYSICS, PIXELS, STATE, TERMINATED
 
 
 class StoredEpisodes(ABC):
@@ -21,11 +22,12 @@ class StoredEpisodes(ABC):
     there before any is read.
 
     Args:
-        shape: of one observation: a state [S], or a picture [C, H, W].
+        shape: of one observation: a state [S], or a picture [C, H, W]; or the specs of its entries by name, as batches have them.
         action_dim: of one step, A; actions are within [-1, 1].
         device: where batches are wanted.
         frame_stack: pictures joined along channels; states have 1.
         action_chunk: steps an action decides: see ``TrajectoryStore``.
+        is_padded: whether windows begin at every row and say where they are padded: see ``TrajectoryStore``.
 
     Raises:
         ValueError: if states are stacked, or less than one picture or step is asked for.
@@ -33,21 +35,24 @@ class StoredEpisodes(ABC):
 
     def __init__(
         self,
-        shape: tuple[int, ...],
+        shape: tuple[int, ...] | Mapping[str, TensorSpec],
         action_dim: int,
         *,
         device: torch.device | str,
         frame_stack: int = 1,
         action_chunk: int = 1,
+        is_padded: bool = False,
     ) -> None:
-        is_visual = len(shape) == 3
+        is_visual = PIXELS in shape if isinstance(shape, Mapping) else len(shape) == 3
         if frame_stack < 1 or (frame_stack > 1 and not is_visual):
             raise ValueError(f"frame_stack={frame_stack}: states have 1; only pictures are stacked, at least 1")
         if action_chunk < 1:
             raise ValueError(f"action_chunk={action_chunk}: an action decides at least one step")
         self.device = torch.device(device)
-        self.frame_stack, self.action_chunk = frame_stack, action_chunk
-        if is_visual:
+        self.frame_stack, self.action_chunk, self.is_padded = frame_stack, action_chunk, is_padded
+        if isinstance(shape, Mapping):
+            seen = dict(shape)
+        elif is_visual:
             stacked = (shape[0] * frame_stack, *shape[1:])
             seen = {PIXELS: Bounded(0, 255, stacked, dtype=torch.uint8, device=self.device)}
         else:
@@ -60,11 +65,13 @@ class StoredEpisodes(ABC):
             },
             device=self.device,
         )
+        if is_padded:
+            self.spec[IS_PADDED] = Categorical(2, shape=(), dtype=torch.bool, device=self.device)
         self._store: TrajectoryStore | None = None
 
     def keep(self, rows: TensorDict, ends: Tensor) -> None:
         """Store episodes: ``rows`` [N], and ``ends`` bool [N], true on the last row of each."""
-        options = {"frame_stack": self.frame_stack, "action_chunk": self.action_chunk}
+        options = {name: getattr(self, name) for name in ("frame_stack", "action_chunk", "is_padded")}
         self._store = TrajectoryStore(rows, ends, device=self.device, **options)
 
     @property

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.keys import ACTION, OBSERVATION, PIXELS, TERMINATED
+from worldmodels.keys import ACTION, IS_PADDED, OBSERVATION, PIXELS, TERMINATED
 
 Key = str | tuple[str, ...]
 _PICTURES = (OBSERVATION, PIXELS)
@@ -31,6 +31,7 @@ class TrajectoryStore:
 
         window=2    [0,1] [1,2] [2,3] [3,4] [4,5] [6,7] [7,8] [8,9]      never [5,6]: two rows are one transition
         window=4    [0..3] [1..4] [2..5] [6..9]
+        padded      [0..3] [1..4] [2..5] [3,4,5,5] [4,5,5,5] [5,5,5,5] [6..9] [7,8,9,9] [8,9,9,9] [9,9,9,9]
 
     A row holds the observation at t and the action taken from it, so no next observation is stored twice. Each valid
     start is equally likely. The end of a trajectory is not the end of the task; "terminated" says where that is.
@@ -44,6 +45,8 @@ class TrajectoryStore:
         action_chunk: rows of a window lie this many apart, and hold the actions in between joined, [h * A], and
             whether any of them terminated. Actions beyond the trajectory repeat its last one; they are in the last row
             of a window only, and lead nowhere.
+        is_padded: whether windows begin at every row, as imitation wants them: rows beyond the trajectory's end repeat
+            its last one, and "is_padded" [B, T] is true there. Nothing is stored twice.
 
     Raises:
         ValueError: if the last row ends no trajectory, or the lengths differ.
@@ -57,6 +60,7 @@ class TrajectoryStore:
         device: torch.device | str | None = None,
         frame_stack: int = 1,
         action_chunk: int = 1,
+        is_padded: bool = False,
     ) -> None:
         if ends.shape != rows.batch_size or not bool(ends[-1]):
             raise ValueError(f"ends {list(ends.shape)} must mark the last of the {len(rows)} rows")
@@ -64,7 +68,7 @@ class TrajectoryStore:
         self._leaves: dict[Key, Tensor] = leaves
         self._rows_device = next(iter(leaves.values())).device
         self.device = self._rows_device if device is None else torch.device(device)
-        self.frame_stack, self.action_chunk = frame_stack, action_chunk
+        self.frame_stack, self.action_chunk, self.is_padded = frame_stack, action_chunk, is_padded
         self.ends = torch.nonzero(ends.cpu()).flatten()  # [M] last row of each trajectory
         begins = torch.cat([self.ends.new_zeros(1), self.ends[:-1] + 1])
         self.lengths = self.ends - begins + 1  # [M] rows
@@ -99,7 +103,8 @@ class TrajectoryStore:
             if window < 1:
                 raise ValueError(f"window={window}: a window has at least one row")
             row = torch.arange(self.num_rows, dtype=self._kind, device=self._last.device)
-            found = torch.nonzero(self._last - row >= (window - 1) * self.action_chunk).flatten()
+            reach = 0 if self.is_padded else (window - 1) * self.action_chunk
+            found = torch.nonzero(self._last - row >= reach).flatten()
             if len(found) == 0:
                 longest = int(self.lengths.max())
                 raise ValueError(
@@ -136,9 +141,16 @@ class TrajectoryStore:
         step, first = self.action_chunk, first.unsqueeze(-1)
         offset = torch.arange(window * step, device=first.device, dtype=first.dtype)
         others = [key for key in self._leaves if not self._is_stacked(key)]
-        out = self.rows(first + offset[::step], others)
+        index = first + offset[::step]  # [B, T]
+        if self.is_padded:
+            last = self._last[first]  # [B, 1]
+            is_beyond, index = index > last, torch.minimum(index, last)
+        out = self.rows(index, others)
+        if self.is_padded:
+            out[IS_PADDED] = is_beyond.to(self.device, non_blocking=True)
         if len(others) < len(self._leaves):
-            out[_PICTURES] = self._stacks(self._leaves[_PICTURES], first, window)
+            pictures = self._leaves[_PICTURES]
+            out[_PICTURES] = self._stacked(pictures, index) if self.is_padded else self._stacks(pictures, first, window)
         if step > 1:
             every = torch.minimum(first + offset, self._last[first])  # [B, T * h]
             out[ACTION] = self._gather(self._leaves[ACTION], every).unflatten(1, (window, step)).flatten(2)

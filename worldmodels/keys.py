@@ -9,7 +9,9 @@ from __future__ import annotations
 
 # --- a row of experience, leaves [B, T, ...] ---------------------------------------------------------------------
 OBSERVATION = "observation"  # nested TensorDict, one entry a modality
-STATE = "state"  # float32 [..., S], physical units of the simulator
+STATE = "state"  # float32 [..., S], physical units of the simulator; where there is "environment_state": the body's own
+ENVIRONMENT_STATE = "environment_state"  # float32 [..., E], what else a policy sees of the scene: objects, a goal
+TASK_INDEX = "task_index"  # int64 [...], which of a source's tasks this is, counted from 0
 PIXELS = "pixels"  # uint8 [..., C, H, W], 0..255, frames stacked along C
 NUMERICAL = "numerical"  # float32 [..., Dn], columns of a table, scaled; 0 where missing
 MISSING = "missing"  # bool [..., Dn]
@@ -27,6 +29,8 @@ ACTION = "action"  # float32 [..., A], within [-1, 1]; of views: what leads from
 ACTIONS = "actions"  # float32 [..., T, A], those taken during a clip; the last one leads out of it
 REWARD = "reward"  # float32 [...]
 TERMINATED = "terminated"  # bool [...]; the task really ended (never set by a trajectory's end)
+IS_PADDED = "is_padded"  # bool [..., T]; this row lies beyond the trajectory's end and repeats its last one
+HAS_ACTION = "has_action"  # bool [...]; whether "action" may be learned from; absent: it may, everywhere
 
 LABEL = (
     "label"  # int64 [...] a class, or float32 [...] a number in the label's unit; only supervised objectives read it

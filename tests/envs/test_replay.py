@@ -197,3 +197,34 @@ def test_rows_of_some_keys_gather_nothing_else() -> None:
         rows = store.rows(torch.tensor([2, 5]), ["action"])
     assert set(rows.keys()) == {"action"}
     assert gathered.count == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 12), st.integers(1, 3), st.integers(0, 2**31)
+)
+def test_padded_windows_begin_at_every_row_and_repeat_the_last_one(
+    lengths: list[int], window: int, chunk: int, seed: int
+) -> None:
+    store = _store(lengths, is_padded=True, action_chunk=chunk)
+    assert store.starts(window).tolist() == list(range(sum(lengths)))
+    batch = store.sample(64, window, Generator().manual_seed(seed))
+    trajectory, place = batch["observation", "state"].unbind(-1)  # [64, T]
+    last = torch.tensor(lengths)[trajectory.long()] - 1
+    asked = place[:, :1] + chunk * torch.arange(window)
+    assert (trajectory == trajectory[:, :1]).all()
+    assert torch.equal(place, torch.minimum(asked, last))
+    assert torch.equal(batch["is_padded"], asked > last)
+    assert not batch["is_padded"][:, 0].any()
+
+
+def test_stacked_pictures_of_padded_rows_are_those_of_the_last_row() -> None:
+    store = _store([3, 4], frame_stack=3, is_padded=True)
+    batch = store.windows(torch.tensor([1, 6]), 3)
+    frames = batch["observation", "pixels"][..., ::3, 0, 0]  # one value a picture
+    assert frames.tolist() == [[[0, 0, 1], [0, 1, 2], [0, 1, 2]], [[4, 5, 6]] * 3]
+    assert batch["is_padded"].tolist() == [[False, False, True], [False, True, True]]
+
+
+def test_windows_say_nothing_of_padding_where_there_is_none() -> None:
+    assert "is_padded" not in _store([3]).windows(torch.tensor([0]), 2).keys()
