@@ -1,4 +1,4 @@
-"""Running normalisation of observations, saved and averaged over processes like any other state of a module."""
+"""Normalisation by running or fitted statistics, saved and averaged over processes like any other state of a module."""
 
 from __future__ import annotations
 
@@ -47,3 +47,46 @@ class RunningNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x`` [..., S]."""
         return (x - self.mean) * torch.rsqrt(self.var + self.epsilon)
+
+
+class FittedNorm(nn.Module):
+    """Subtracts a mean and divides by a standard deviation of each dimension that were fitted once, on training data.
+
+    Until then it changes nothing. Once fitted it stays so: a network that comes trained keeps the units it knows.
+
+    Args:
+        dim: S.
+    """
+
+    mean: Tensor
+    std: Tensor
+    is_fitted: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("is_fitted", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def fit(self, mean: Tensor, std: Tensor) -> None:
+        """Take ``mean`` [S] and ``std`` [S] if there are none yet.
+
+        Raises:
+            ValueError: if a deviation is not positive, or a number not finite.
+        """
+        if self.is_fitted:
+            return
+        if not bool((std > 0).all() & std.isfinite().all() & mean.isfinite().all()):
+            raise ValueError(f"statistics to normalise by must be finite, deviations positive; mean {mean}, std {std}")
+        self.mean.copy_(mean)
+        self.std.copy_(std)
+        self.is_fitted.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x`` [..., S]."""
+        return (x - self.mean) / self.std
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """Bring ``x`` [..., S] back to its own units."""
+        return x * self.std + self.mean

@@ -114,3 +114,14 @@ def decorrelation(latent: Tensor) -> Tensor:
     centred = latent.float() - latent.float().mean(0)
     covariance = centred.T @ centred / (num - 1)  # [D, D]
     return (covariance.square().sum() - covariance.diagonal().square().sum()) / dim
+
+
+def masked_l1(prediction: Tensor, goal: Tensor, counts: Tensor) -> Tensor:
+    """Mean of |prediction - goal| over the entries of all steps that count; 0 where none does.
+
+    Args:
+        prediction, goal: [B, T, X], any unit.
+        counts: bool [B, T], which steps count: not those that pad a window.
+    """
+    error = (prediction.float() - goal.float()).abs().mean(-1)  # [B, T]
+    return torch.where(counts, error, 0.0).sum() / counts.sum().clamp(min=1)

@@ -63,6 +63,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend within each row of ``x`` [B, N, D] to tokens where ``is_valid`` [B, N] (None: to all).
 
+        With ``is_valid`` [B or 1, N, M] each of N tokens has its own: a causal mask.
+
         ``last``: only so many of the last tokens ask; the result is theirs, [B, last, D]. ``rotations``: of queries and
         keys, by the places of the N tokens (``worldmodels/nn/rotary.py``).
         """
@@ -78,12 +80,35 @@ class Attention(nn.Module):
             query = rotated(query, rotations if last is None else rotations[:, -last:])
             key = rotated(key, rotations)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        mask = None if is_valid is None else is_valid[:, None, None, :]
-        return self.out(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+        return self.out(attend(query, key, value, _per_head(is_valid)).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of asking tokens [B, N, D] to a memory [B, M, D].
+
+    Raises:
+        ValueError: if ``num_heads`` does not divide ``dim``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"a width of {dim} does not divide among {num_heads} heads")
+        self.num_heads = num_heads
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """What ``x`` [B, N, D] finds in ``memory`` [B, M, D]: [B, N, D]."""
+        parts = (self.query(x), *self.key_value(memory).chunk(2, -1))
+        query, key, value = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        return self.out(attend(query, key, value).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward net, each with a residual; LayerNorm before (pre-norm) or after each (post-norm)."""
+    """Attention and a feed-forward net, each with a residual; LayerNorm before (pre-norm) or after each (post-norm).
+
+    Without ``has_feed_bias`` the linear maps of the feed-forward net have no bias.
+    """
 
     def __init__(
         self,
@@ -94,11 +119,13 @@ class Block(nn.Module):
         is_pre_norm: bool = True,
         activation: Callable[[], nn.Module] = nn.GELU,
         epsilon: float = 1e-6,
+        has_feed_bias: bool = True,
     ) -> None:
         super().__init__()
         self.is_pre_norm = is_pre_norm
         self.attention = Attention(dim, num_heads)
-        self.feed_forward = nn.Sequential(nn.Linear(dim, hidden), activation(), nn.Linear(hidden, dim))
+        inward, outward = nn.Linear(dim, hidden, bias=has_feed_bias), nn.Linear(hidden, dim, bias=has_feed_bias)
+        self.feed_forward = nn.Sequential(inward, activation(), outward)
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(dim, epsilon), nn.LayerNorm(dim, epsilon)
 
     def forward(
@@ -121,12 +148,51 @@ class Block(nn.Module):
         return self.feed_forward(x.flatten(0, 1)).view_as(x)
 
 
+class DecoderBlock(nn.Module):
+    """Tokens look at each other, then at a memory, then a feed-forward net; post-norm residuals.
+
+    x = LN(x + attention(x)); x = LN(x + cross-attention(x, memory)); x = LN(x + feed-forward(x)).
+
+    Args:
+        dim: width D; num_heads: of both attentions; hidden: width of the feed-forward net; activation, epsilon,
+            has_feed_bias: see ``Block``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        hidden: int,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        epsilon: float = 1e-5,
+        has_feed_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.attention, self.cross_attention = Attention(dim, num_heads), CrossAttention(dim, num_heads)
+        inward, outward = nn.Linear(dim, hidden, bias=has_feed_bias), nn.Linear(hidden, dim, bias=has_feed_bias)
+        self.feed_forward = nn.Sequential(inward, activation(), outward)
+        self.norm_attention, self.norm_cross, self.norm_feed_forward = (nn.LayerNorm(dim, epsilon) for _ in range(3))
+
+    def forward(self, x: Tensor, memory: Tensor, is_valid: Tensor | None = None) -> Tensor:
+        """Map [B, N, D] to [B, N, D].
+
+        Args:
+            x: [B, N, D].
+            memory: [B, M, D].
+            is_valid: of ``x``, see ``Attention``.
+        """
+        x = self.norm_attention(x + self.attention(x, is_valid))
+        x = self.norm_cross(x + self.cross_attention(x, memory))
+        return self.norm_feed_forward(x + self.feed_forward(x))
+
+
 class Transformer(nn.Module):
     """A stack of blocks, and a final LayerNorm where they are pre-norm.
 
     Args:
         dim: width D; depth: blocks; num_heads; hidden: width of the feed-forward nets.
-        is_pre_norm: see ``Block``; activation: factory; epsilon: of the LayerNorms.
+        is_pre_norm, has_feed_bias: see ``Block``; activation: factory; epsilon: of the LayerNorms.
         has_final_norm: whether a LayerNorm follows the blocks; None: where they are pre-norm, for post-norm ones end
             in one (seq-JEPA has both).
         is_init_truncated: whether linear weights start normal of standard deviation 0.02, cut at two of them, and
@@ -153,10 +219,11 @@ class Transformer(nn.Module):
         is_init_by_width: bool = False,
         is_init_scaled: bool = False,
         is_checkpointed: bool = False,
+        has_feed_bias: bool = True,
     ) -> None:
         super().__init__()
         self.is_checkpointed = is_checkpointed
-        options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm}
+        options = {"num_heads": num_heads, "hidden": hidden, "is_pre_norm": is_pre_norm, "has_feed_bias": has_feed_bias}
         self.blocks = nn.ModuleList(Block(dim, **options, activation=activation, epsilon=epsilon) for _ in range(depth))
         has_norm = is_pre_norm if has_final_norm is None else has_final_norm
         self.norm = nn.LayerNorm(dim, epsilon) if has_norm else nn.Identity()
@@ -187,6 +254,13 @@ class Transformer(nn.Module):
             else:
                 x = block(x, is_valid, few, rotations)
         return self.norm(x)
+
+
+def _per_head(is_valid: Tensor | None) -> Tensor | None:
+    """A mask of keys [B, M], or of keys by query [B or 1, N, M], as ``attend`` takes it."""
+    if is_valid is None:
+        return None
+    return is_valid[:, None, None] if is_valid.ndim == 2 else is_valid[:, None]
 
 
 def init_truncated(module: nn.Module, *, is_by_width: bool = False) -> None:

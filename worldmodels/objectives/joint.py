@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Objective, Phase, TaskRule, Transform
+from worldmodels.core import Encoder, Objective, Phase, StudiesData, TaskRule, Transform
 
 
 class Joint(Objective):
@@ -84,6 +84,23 @@ class Joint(Objective):
     def act(self, td: TensorDict, explore: bool = False) -> TensorDict:
         """Act as the agent among the objectives."""
         return self.objectives["agent"].act(td, explore)
+
+    @property
+    def num_decided(self) -> int:
+        """Steps that an answer of the agent decides."""
+        return getattr(self.objectives.get("agent"), "num_decided", 1)
+
+    def begin(self, num: int) -> None:
+        """Tell an agent that remembers what it saw that ``num`` episodes begin."""
+        agent = self.objectives["agent"]
+        if hasattr(agent, "begin"):
+            agent.begin(num)
+
+    def study(self, source: Any) -> None:
+        """Let every objective that must look at its data look at its part of ``source``, a mixture."""
+        for name, part in self.objectives.items():
+            if isinstance(part, StudiesData):
+                part.study(source.sources[name])
 
     def infer_task(self, obs: TensorDict, **question: Any) -> Tensor | TaskRule:
         """Infer a task as the agent among the objectives, of whose ``infer_task`` these are the arguments."""
