@@ -17,7 +17,8 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torchrl.data import Composite
 
-from agents.chunking import ChunkPolicy, Factory, valid_steps
+from agents.chunking import ChunkPolicy
+from agents.imitation import Factory, valid_steps
 from worldmodels.core import Phase
 from worldmodels.keys import LOSS, OBSERVATION, STAT, TOKENS
 from worldmodels.nn.parameters import matrices_and_vectors

@@ -23,7 +23,7 @@ from torch import Tensor
 from torchrl.data import Composite
 
 from agents.act import ACT
-from agents.chunking import Factory, valid_steps
+from agents.imitation import Factory, valid_steps
 from perception.context import ContextEncoder, StateSequence
 from worldmodels.core import Phase, Span, Target
 from worldmodels.keys import LOSS, OBSERVATION, STAT, STATE, TASK_INDEX, TOKENS

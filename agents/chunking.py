@@ -1,9 +1,7 @@
-"""What policies that decide chunks of actions share: units, padding, and how a chunk is played.
+"""How chunks of actions are predicted and played.
 
-A window has n rows, which is a chunk: the observation in its first row is seen, the actions of all are imitated. Rows
-that pad a window beyond its episode's end, and rows whose action is unknown ("has_action"), do not count in losses.
-
-A chunk is played open loop, ``num_executed`` of its actions before the policy is asked again (receding horizon), or it
+A window has n rows, which is a chunk: the observation in its first row is seen, the actions of all are imitated. A
+chunk is played open loop, ``num_executed`` of its actions before the policy is asked again (receding horizon), or it
 is asked at every step and all that it ever said about the present is averaged (temporal ensembling).
 
 Sources: Zhao et al. 2023 (ACT, arXiv 2304.13705) for both; sheet act_jepa, sections 1.5 and 3.1.
@@ -13,29 +11,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torchrl.data import Composite
 
-from perception.normalize import FittedNorm
-from worldmodels.core import Encoder, Objective
-from worldmodels.keys import ACTION, HAS_ACTION, IS_PADDED, OBSERVATION, POOLED
-from worldmodels.losses import masked_l1
-
-Factory = Callable[..., Any]
-
-
-@runtime_checkable
-class Fits(Protocol):
-    """An encoder whose normalisation is fitted once."""
-
-    def fit(self, statistics: TensorDict) -> None:
-        """Take "mean" and "std" of the training data."""
-        ...
+from agents.imitation import ImitationPolicy
+from worldmodels.keys import ACTION
 
 
 class TemporalEnsemble:
@@ -79,35 +63,30 @@ class TemporalEnsemble:
         return sums[:, 0] / weights[0]
 
 
-class ChunkPolicy(Objective):
+class ChunkPolicy(ImitationPolicy):
     """A policy that decides n actions at a time (abstract); a method adds its networks, phases and ``predict``.
 
     Args:
-        spec: one step; needs an observation and an action.
-        encoder: perception, a factory ``encoder(spec)`` or a module shared with other objectives.
+        spec: one step.
         chunk: n, actions of a chunk, and rows of a window.
         num_executed: of them, how many are played before the policy looks again; None: all.
         ensemble: decay of temporal ensembling, 0.01 in ACT; None: off. The policy then looks at every step.
-        is_normalized: whether actions are learned in units of their standard deviation, fitted on the training data.
+        **options: see ``ImitationPolicy``.
 
     Raises:
-        ValueError: if the spec has no action, or settings make no sense.
+        ValueError: if settings make no sense.
     """
 
     def __init__(
         self,
         spec: Composite,
         *,
-        encoder: Factory | Encoder,
         chunk: int,
         num_executed: int | None = None,
         ensemble: int | float | None = None,
-        is_normalized: bool = True,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        if ACTION not in spec.keys():
-            have = ", ".join(sorted(map(str, spec.keys())))
-            raise ValueError(f"{type(self).__name__} imitates actions; the data have {have}. Use env=metaworld")
+        super().__init__(spec, **options)
         if num_executed is not None and not 1 <= num_executed <= chunk:
             raise ValueError(
                 f"agent.num_executed={num_executed}: of {chunk} actions of a chunk, 1 to {chunk} are played"
@@ -118,49 +97,9 @@ class ChunkPolicy(Objective):
                 "leave agent.num_executed=null"
             )
         self.chunk = self.window = chunk
-        self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(spec)
-        self.action_dim = spec[ACTION].shape[-1]
-        self.is_normalized, self.action_norm = is_normalized, FittedNorm(self.action_dim)
         self.ensemble = None if ensemble is None else TemporalEnsemble(ensemble)
         self.num_decided = 1 if ensemble is not None else num_executed or chunk
 
-    def study(self, source: Any) -> None:
-        """Fit what observations and actions are normalised by; what came trained keeps its own.
-
-        Raises:
-            ValueError: if the source does not tell its statistics.
-        """
-        if not hasattr(source, "statistics"):
-            raise ValueError(
-                f"{type(self).__name__} normalises by the training data's statistics, and {type(source).__name__} has "
-                "none (statistics()). Use env=metaworld"
-            )
-        statistics = source.statistics()
-        if isinstance(self.encoder, Fits):
-            self.encoder.fit(statistics)
-        if self.is_normalized:
-            self.action_norm.fit(statistics["mean", ACTION], statistics["std", ACTION])
-
-    @torch.no_grad()
-    def prepare(self, batch: TensorDict) -> TensorDict:
-        """Move running statistics, of encoders that have some."""
-        self.encoder.observe(batch[OBSERVATION][:, 0])
-        return batch
-
-    # --- what losses are made of ----------------------------------------------------------------------------------
-    def goal_actions(self, batch: TensorDict) -> Tensor:
-        """The actions [B, n, A] to be imitated, normalised."""
-        return self.action_norm(batch[ACTION])
-
-    def action_errors(self, prediction: Tensor, batch: TensorDict) -> tuple[Tensor, Tensor]:
-        """Mean |prediction - action| over steps that count and their entries, normalised and in actions' own units."""
-        counts = known_actions(batch)
-        loss = masked_l1(prediction, self.goal_actions(batch), counts)
-        with torch.no_grad():
-            raw = masked_l1(self.action_norm.inverse(prediction.float()), batch[ACTION], counts)
-        return loss, raw
-
-    # --- capabilities ---------------------------------------------------------------------------------------------
     @abstractmethod
     def predict(self, td: TensorDict) -> Tensor:
         """Normalised actions [N, n, A] for "observation" in ``td`` [N]; without gradient."""
@@ -179,20 +118,3 @@ class ChunkPolicy(Objective):
         else:
             action = chunk[:, : self.num_decided].flatten(1)
         return TensorDict({ACTION: action.clamp(-1, 1)}, batch_size=td.batch_size)
-
-    @torch.no_grad()
-    def embed(self, obs: TensorDict) -> TensorDict:
-        """Return "context" [B, C], the encoder's pooled latent."""
-        return TensorDict({"context": self.encoder(obs)[POOLED]}, batch_size=obs.batch_size)
-
-
-def valid_steps(batch: TensorDict) -> Tensor | None:
-    """Which rows of windows are no padding, bool [B, T]; None where windows are never padded."""
-    return ~batch[IS_PADDED] if IS_PADDED in batch.keys() else None
-
-
-def known_actions(batch: TensorDict) -> Tensor:
-    """Which actions [B, T, A] may be learned from, bool [B, T]."""
-    valid = valid_steps(batch)
-    counts = torch.ones_like(batch[ACTION][..., 0], dtype=torch.bool) if valid is None else valid
-    return counts & batch[HAS_ACTION] if HAS_ACTION in batch.keys() else counts

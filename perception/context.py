@@ -1,4 +1,4 @@
-"""What an imitating policy sees at one moment, as a few tokens: the task, the body's own state, the rest of the scene.
+"""What an imitating policy sees at one moment: the task, the body's own state, the rest of the scene.
 
 Source: ACT-JEPA (arXiv 2501.14622) and its code (sheet act_jepa, sections 1.2 and 1.3). Differs: the scene is a vector
 where the paper has image tokens; no dropout (released: 0.1); states can be normalised by statistics of the training
@@ -47,23 +47,11 @@ class ContextEncoder(Encoder):
         is_normalized: bool = True,
     ) -> None:
         super().__init__()
-        seen = spec[OBSERVATION] if OBSERVATION in spec.keys() else Composite()
-        if STATE not in seen.keys():
-            have = sorted(map(str, seen.keys()))
-            raise ValueError(
-                f"encoder=context needs observation/state in the data; it has {have}. Use encoder=pixels for pictures."
-            )
+        self.norms = vector_norms(spec, "context")
         self.dim, self.is_normalized = dim, is_normalized
-        vectors = [name for name in (STATE, ENVIRONMENT_STATE) if name in seen.keys()]
-        self.norms = nn.ModuleDict({name: FittedNorm(seen[name].shape[-1]) for name in vectors})
-        self.embed_task = None
-        if TASK_INDEX in seen.keys():
-            wanted = getattr(seen[TASK_INDEX], "n", 0)
-            if wanted > num_tasks:
-                raise ValueError(f"encoder.num_tasks={num_tasks}: the data have {wanted} tasks")
-            self.embed_task = nn.Embedding(num_tasks, dim)
-        self.embed = nn.ModuleDict({name: nn.Linear(seen[name].shape[-1], dim) for name in vectors})
-        self.grid = (len(vectors) + (self.embed_task is not None),)
+        self.embed_task = task_table(spec, dim, num_tasks)
+        self.embed = nn.ModuleDict({name: nn.Linear(len(norm.mean), dim) for name, norm in self.norms.items()})
+        self.grid = (len(self.norms) + (self.embed_task is not None),)
         self.blocks = Transformer(
             dim,
             depth=depth,
@@ -80,8 +68,7 @@ class ContextEncoder(Encoder):
     def fit(self, statistics: TensorDict) -> None:
         """Take "mean" and "std" of the training data's "state" and "environment_state", if normalising is wanted."""
         if self.is_normalized:
-            for name, norm in self.norms.items():
-                norm.fit(statistics["mean", name], statistics["std", name])
+            fit_norms(self.norms, statistics)
 
     def embedded(self, obs: TensorDict) -> Tensor:
         """Tokens [B, N, C] of ``obs`` [B] before the blocks: task, state, environment's state."""
@@ -95,6 +82,74 @@ class ContextEncoder(Encoder):
             raise ValueError("a context is seen as a whole: keep must be None")
         tokens = self.blocks(self.embedded(obs))
         return TensorDict({TOKENS: tokens, POOLED: tokens.mean(1)}, batch_size=obs.batch_size)
+
+
+class FlatState(Encoder):
+    """State and environment's state, normalised and joined, as one token; no weights.
+
+    Args:
+        spec: one step; needs ("observation", "state") [S], may have "environment_state" [E].
+        is_normalized: whether they are centred and scaled by what ``fit`` is given.
+
+    Raises:
+        ValueError: if the spec has no state.
+    """
+
+    grid = ()
+
+    def __init__(self, spec: Composite, *, is_normalized: bool = True) -> None:
+        super().__init__()
+        self.norms = vector_norms(spec, "flat_state")
+        self.dim, self.is_normalized = sum(len(norm.mean) for norm in self.norms.values()), is_normalized
+
+    def fit(self, statistics: TensorDict) -> None:
+        """Take "mean" and "std" of the training data, if normalising is wanted."""
+        if self.is_normalized:
+            fit_norms(self.norms, statistics)
+
+    def forward(self, obs: TensorDict, keep: Tensor | None = None) -> TensorDict:
+        """Return "tokens" [B, 1, S + E] and "pooled" [B, S + E]; ``keep`` must be None."""
+        if keep is not None:
+            raise ValueError("a state is a single token: keep must be None")
+        flat = torch.cat([norm(obs[name]) for name, norm in self.norms.items()], -1)
+        return TensorDict({TOKENS: flat[:, None], POOLED: flat}, batch_size=obs.batch_size)
+
+
+def vector_norms(spec: Composite, encoder: str) -> nn.ModuleDict:
+    """A normaliser each of the state and the environment's state, by name.
+
+    Raises:
+        ValueError: in the words of ``encoder``, if the spec has no state.
+    """
+    seen = spec[OBSERVATION] if OBSERVATION in spec.keys() else Composite()
+    if STATE not in seen.keys():
+        have = ", ".join(sorted(map(str, seen.keys()))) or "none"
+        raise ValueError(
+            f"encoder={encoder} needs observation/state in the data; observations have {have}. Use encoder=pixels for "
+            "pictures."
+        )
+    found = [name for name in (STATE, ENVIRONMENT_STATE) if name in seen.keys()]
+    return nn.ModuleDict({name: FittedNorm(seen[name].shape[-1]) for name in found})
+
+
+def fit_norms(norms: nn.ModuleDict, statistics: TensorDict) -> None:
+    """Give every normaliser its "mean" and "std"."""
+    for name, norm in norms.items():
+        norm.fit(statistics["mean", name], statistics["std", name])
+
+
+def task_table(spec: Composite, dim: int, num_tasks: int) -> nn.Embedding | None:
+    """A vector [dim] a task, where the data have tasks.
+
+    Raises:
+        ValueError: if they have more than ``num_tasks``.
+    """
+    if (OBSERVATION, TASK_INDEX) not in spec.keys(True):
+        return None
+    wanted = getattr(spec[OBSERVATION, TASK_INDEX], "n", 0)
+    if wanted > num_tasks:
+        raise ValueError(f"num_tasks={num_tasks}: the data have {wanted} tasks")
+    return nn.Embedding(num_tasks, dim)
 
 
 class StateSequence(nn.Module):

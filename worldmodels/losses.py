@@ -123,5 +123,9 @@ def masked_l1(prediction: Tensor, goal: Tensor, counts: Tensor) -> Tensor:
         prediction, goal: [B, T, X], any unit.
         counts: bool [B, T], which steps count: not those that pad a window.
     """
-    error = (prediction.float() - goal.float()).abs().mean(-1)  # [B, T]
-    return torch.where(counts, error, 0.0).sum() / counts.sum().clamp(min=1)
+    return masked_mean((prediction.float() - goal.float()).abs().mean(-1), counts)
+
+
+def masked_mean(values: Tensor, counts: Tensor) -> Tensor:
+    """Mean of ``values`` where ``counts``, bool of the same shape; 0 where nothing does."""
+    return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)

@@ -117,7 +117,7 @@ def test_fitted_norms_go_back_and_refuse_nonsense() -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"it has \['pixels'\]. Use encoder=pixels"):
+    with pytest.raises(ValueError, match=r"observations have pixels. Use encoder=pixels"):
         ContextEncoder(Composite(observation=Composite(pixels=Unbounded((3, 8, 8)))), **SIZES)
     with pytest.raises(ValueError, match=r"num_tasks=6: the data have 9 tasks"):
         ContextEncoder(spec_of(task_index=Categorical(9, shape=(), dtype=torch.int64)), **SIZES)
