@@ -22,7 +22,7 @@ class StoredEpisodes(ABC):
     there before any is read.
 
     Args:
-        shape: of one observation: a state [S], or a picture [C, H, W]; or the specs of its entries by name, as batches have them.
+        shape: of one observation: a state [S], or a picture [C, H, W]; or specs of its entries by name, as in batches.
         action_dim: of one step, A; actions are within [-1, 1].
         device: where batches are wanted.
         frame_stack: pictures joined along channels; states have 1.

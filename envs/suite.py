@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs.stepping import EnvGroup, Maker, WorkerPool
-from envs.vector import VectorEnv
+from envs.vector import Entries, VectorEnv, as_state
 from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, STATE
 
 
@@ -31,15 +31,21 @@ class SimulatedTasks(ABC):
 
     Args:
         maker: builds environments.
-        is_visual, frame_stack: how they are seen, as in ``VectorEnv``.
+        is_visual, frame_stack, entries: how they are seen, as in ``VectorEnv``.
         device: of observations.
     """
 
     def __init__(
-        self, maker: Maker, *, is_visual: bool = False, frame_stack: int = 1, device: torch.device | str = "cpu"
+        self,
+        maker: Maker,
+        *,
+        is_visual: bool = False,
+        frame_stack: int = 1,
+        entries: Entries = as_state,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._maker, self._device = maker, torch.device(device)
-        self._is_visual, self._frame_stack = is_visual, frame_stack
+        self._seen: dict[str, Any] = {"is_visual": is_visual, "frame_stack": frame_stack, "entries": entries}
         self._pools: dict[int, WorkerPool] = {}
 
     def make(
@@ -75,7 +81,7 @@ class SimulatedTasks(ABC):
             if workers not in self._pools:
                 self._pools[workers] = WorkerPool(self._maker, workers)
             groups = list(self._pools[workers].open(number, seeds, max_steps, ends_on_success))
-        return VectorEnv(groups, is_visual=self._is_visual, frame_stack=self._frame_stack, device=self._device)
+        return VectorEnv(groups, device=self._device, **self._seen)
 
     def close(self) -> None:
         """Free environments and worker processes; tasks can be used again afterwards."""

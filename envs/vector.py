@@ -14,6 +14,13 @@ from envs.stepping import Arrays, EnvGroup, RemoteGroup
 from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, REWARD, STATE, TERMINATED
 
 SUCCESS, TRUNCATED, ALIVE = "success", "truncated", "alive"
+Entries = Callable[[Tensor], dict[str, Tensor]]
+"""Takes flat observations float32 [N, S] apart into entries [N, ...] by name."""
+
+
+def as_state(flat: Tensor) -> dict[str, Tensor]:
+    """All of it is the "state"."""
+    return {STATE: flat}
 
 
 class VectorEnv:
@@ -26,6 +33,7 @@ class VectorEnv:
         groups: the environments, in order.
         is_visual: whether observations are pictures.
         frame_stack: pictures joined along channels, oldest first, as in the training data.
+        entries: what numbers that environments see are called, where they are no pictures.
         device: of what ``reset`` and ``step`` return; physics stays on the CPU.
         on_close: called once, at the end.
     """
@@ -36,12 +44,13 @@ class VectorEnv:
         *,
         is_visual: bool = False,
         frame_stack: int = 1,
+        entries: Entries = as_state,
         device: torch.device | str = "cpu",
         on_close: Callable[[], None] | None = None,
     ) -> None:
         self._groups = list(groups)
         self._sizes = [group.size for group in self._groups]
-        self._is_visual, self._frame_stack = is_visual, frame_stack
+        self._is_visual, self._frame_stack, self._entries = is_visual, frame_stack, entries
         self._device, self._on_close = torch.device(device), on_close
         self._frames: np.ndarray | None = None
         self._alive = torch.ones(self.num_envs, dtype=torch.bool)
@@ -123,7 +132,7 @@ class VectorEnv:
         if self._is_visual:
             observation = {PIXELS: torch.from_numpy(self._stack(np.moveaxis(seen, -1, 1)))}
         else:
-            observation = {STATE: torch.from_numpy(seen.astype(np.float32))}
+            observation = self._entries(torch.from_numpy(seen.astype(np.float32)))
         self._alive = torch.from_numpy(~(arrays["terminated"] | arrays["truncated"]))
         out = TensorDict(
             {
