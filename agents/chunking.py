@@ -110,9 +110,14 @@ class ChunkPolicy(ImitationPolicy):
             self.ensemble.begin()
 
     @torch.no_grad()
+    def actions_ahead(self, td: TensorDict) -> Tensor:
+        """Actions [N, n, A] of the coming n steps, in their own units, not cut off yet."""
+        return self.action_norm.inverse(self.predict(td).float())
+
+    @torch.no_grad()
     def act(self, td: TensorDict, explore: bool = False) -> TensorDict:
         """Return "action" [N, m A], the next m = ``num_decided`` actions joined, within [-1, 1]."""
-        chunk = self.action_norm.inverse(self.predict(td).float())  # [N, n, A]
+        chunk = self.actions_ahead(td)
         if self.ensemble is not None:
             action = self.ensemble(chunk)
         else:

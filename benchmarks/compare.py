@@ -55,13 +55,14 @@ class Row:
 
     run: str
     is_untrained: bool = False  # the evaluation of step 0 instead of the last one
-    of: Mapping[str, str] = field(default_factory=dict)  # how metrics begin instead: {patches: raw} shows pixels
+    # how metrics begin instead, {patches: raw} shows pixels; or another evaluator: {policy: floor_random}
+    of: Mapping[str, str] = field(default_factory=dict)
     minus: str | None = None  # another run, subtracted seed by seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of the picture: "evaluator/metric" of a run, with {} where x goes."""
+    """A line of the picture: "evaluator/metric" of a run, with {} where x goes in either."""
 
     run: str
     metric: str
@@ -126,8 +127,9 @@ def load(name: str) -> Comparison:
     made = {key: {title: kind(**entry) for title, entry in content[key].items()} for key, kind in kinds.items()}
     if drawn := content.get("picture"):
         drawn["lines"] = {label: Line(**entry) for label, entry in drawn["lines"].items()}
-    shown = [*made["rows"].values(), *(drawn["lines"].values() if drawn else ())]
-    asked = {entry.run for entry in shown} | {row.minus for row in made["rows"].values() if row.minus}
+    asked = {name for row in made["rows"].values() for name in (row.run, row.minus) if name}
+    if drawn:
+        asked |= {line.run.format(x) for line in drawn["lines"].values() for x in drawn["x"]["values"]}
     if unknown := sorted(asked - content["runs"].keys()):
         raise ValueError(f"{name}.yaml shows {unknown[0]}, which is none of its runs: {', '.join(content['runs'])}")
     return Comparison(**(content | made))
@@ -167,6 +169,7 @@ def values(row: Row, column: Column, summaries: Summaries, seeds: Sequence[int])
     """What a row shows in a column, of every seed that has it."""
     evaluator, _, metric = column.metric.partition("/")
     for old, new in row.of.items():
+        evaluator = new if evaluator == old else evaluator
         metric = new + metric.removeprefix(old) if metric.startswith(old) else metric
     asked, found = f"{evaluator}/{metric}" if metric else evaluator, []
     if row.of and asked == column.metric:
@@ -217,9 +220,10 @@ def picture(comparison: Comparison, summaries: Summaries, seeds: Sequence[int]) 
     axes = figure.add_subplot()
     at = drawn["x"]["values"]
     for label, line in drawn["lines"].items():
-        columns = [Column(metric=line.metric.format(x), scale=1) for x in at]
-        row = Row(run=line.run, is_untrained=line.is_untrained)
-        found = {x: values(row, column, summaries, seeds) for x, column in zip(at, columns, strict=True)}
+        found = {}
+        for x in at:
+            row = Row(run=line.run.format(x), is_untrained=line.is_untrained)
+            found[x] = values(row, Column(metric=line.metric.format(x), scale=1), summaries, seeds)
         if points := [(x, statistics.mean(v), standard_error(v)) for x, v in found.items() if v]:
             x, mean, error = zip(*points, strict=True)
             axes.errorbar(x, mean, error, marker="o", markersize=3, linewidth=1.3, capsize=3, label=label)

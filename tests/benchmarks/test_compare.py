@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from matplotlib.axes import Axes
 from omegaconf import DictConfig
 
 from benchmarks import compare
@@ -76,6 +78,19 @@ def test_rows_are_means_of_seeds_and_differences_those_of_equal_seeds(comparison
     assert compare.picture(comparison, summaries, options.seeds).startswith(b"\x89PNG")
 
 
+def test_a_row_may_show_another_evaluator_and_a_line_another_run_for_each_x(comparison, summaries, monkeypatch):
+    summaries["ours", 0]["evaluations"]["floor"] = summaries["theirs", 0]["evaluations"]["probe"]
+    row, column = Row(run="ours", of={"probe": "floor"}), comparison.columns["probe"]
+    assert compare.values(row, column, summaries, [0, 1]) == [0.45]
+    drawn, runs = {"x": {"title": "x", "values": [1, 2]}, "y": "y"}, {("at_1", 0): 0.25, ("at_2", 0): 0.5}
+    cells = {cell: summary({}, {"rank": value}) for cell, value in runs.items()}
+    shown, errorbar = [], Axes.errorbar
+    monkeypatch.setattr(Axes, "errorbar", lambda *args, **options: shown.append(args[1:]) or errorbar(*args, **options))
+    lines = {"lines": {"ours": Line(run="at_{}", metric="probe/rank")}}
+    assert compare.picture(replace(comparison, picture=drawn | lines), cells, [0]).startswith(b"\x89PNG")
+    assert shown == [((1, 2), (0.25, 0.5), (0.0, 0.0))]
+
+
 def test_what_was_first_seen_later_is_not_called_untrained(summaries):
     late = summaries["ours", 0]
     late["evaluations"]["probe"] = late["evaluations"]["probe"][1:]
@@ -93,8 +108,9 @@ def test_every_run_composes_with_the_evaluations_that_are_shown(name, options, m
         compare.train(run, 3, options)
         cfg = composed(asked[run])
         assert (cfg.seed, cfg.threads, cfg.resume) == (3, 1, True)
-        lines = (comparison.picture or {"lines": {}})["lines"].values()
-        needed = {line.metric.partition("/")[0] for line in lines if line.run == run}
+        drawn = comparison.picture or {"lines": {}, "x": {"values": ()}}
+        at, lines = drawn["x"]["values"], drawn["lines"].values()
+        needed = {line.metric.partition("/")[0] for line in lines if run in [line.run.format(x) for x in at]}
         assert needed <= cfg.eval.keys()
         assert shown & cfg.eval.keys()
     assert shown <= composed(asked[next(iter(comparison.runs))]).eval.keys()

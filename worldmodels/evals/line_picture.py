@@ -24,7 +24,7 @@ def lines_picture(
     for i, (name, values) in enumerate(rows.items()):
         axes.plot(at, values, ".-", color=_COLORS[i % len(_COLORS)], label=name.replace("_", " "))
     axes.set_ylim(bottom=max(axes.get_ylim()[0], -0.5))
-    axes.set_xticks(list(at))
+    axes.set_xticks(list(at)[:: len(at) // 12 + 1])
     axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel(y, fontsize=8)
     axes.set_title(title, fontsize=9)
