@@ -13,7 +13,6 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torchrl.data import Categorical, TensorSpec
-from typing_extensions import Self
 
 from envs.episodes import StoredEpisodes
 from worldmodels.keys import ACTION, HAS_ACTION, OBSERVATION, TASK_INDEX, TERMINATED
@@ -66,7 +65,7 @@ class Demonstrations(StoredEpisodes):
     def read(self, part: str) -> Sequence[Demonstration]:
         """Episodes of "train" or "test"."""
 
-    def split(self, name: str) -> Self:
+    def split(self, name: str) -> Demonstrations:
         """The same source on another part: "train" or "test".
 
         Raises:
@@ -82,14 +81,18 @@ class Demonstrations(StoredEpisodes):
         """Read a part and sample from it.
 
         Raises:
-            ValueError: if there are no episodes, or one has no row, other entries or shapes than ``spec`` says, or
-                numbers that are not finite.
+            ValueError: if there are no episodes, none that solves its task, or one has no row, other entries or shapes
+                than ``spec`` says, or numbers that are not finite.
         """
         episodes = self.read(part)
         if not episodes:
             raise ValueError(f"there are no demonstrations for {part}")
         for number, episode in enumerate(episodes):
             self._check(episode, f"{part} episode {number}")
+        if not any(episode.is_success for episode in episodes):
+            raise ValueError(
+                f"none of the {len(episodes)} {part} episodes solves its task: there is nothing to imitate"
+            )
         lengths = torch.tensor([len(episode.action) for episode in episodes])
         last = lengths.cumsum(0) - 1
         ends = torch.zeros(int(last[-1]) + 1, dtype=torch.bool)

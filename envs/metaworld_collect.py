@@ -176,9 +176,9 @@ def _read(folder: Path, part: str) -> list[Attempt]:
 
 def _read_file(path: Path) -> list[Attempt]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            rows = {key: file[key] for key in _SHAPES}
-            lengths, success = file["length"], file["success"]
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as columns:
+            rows = {key: columns[key] for key in _SHAPES}
+            lengths, success = columns["length"], columns["success"]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} cannot be read ({error}). Delete it: it will be made again") from error
     ends = np.cumsum(lengths)

@@ -8,36 +8,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict
-from torch import Generator, Tensor
+from torch import Tensor
 from torchrl.data import Categorical, Unbounded
 
-from envs.episodes import StoredEpisodes
-from envs.toy import ToyEnv, ToyTasks, move
-from worldmodels.keys import (
-    ACTION,
-    ENVIRONMENT_STATE,
-    HAS_ACTION,
-    OBSERVATION,
-    STATE,
-    TASK_INDEX,
-    TERMINATED,
-)
+from envs.demonstrations import Demonstration, Demonstrations
+from envs.toy import ToyEnv, ToyTasks
+from worldmodels.keys import ENVIRONMENT_STATE, OBSERVATION, STATE, TASK_INDEX
 
-RADIUS = 0.25
+RADIUS, SPEED = 0.25, 0.1
 
 
-class Reaching(StoredEpisodes):
+class Reaching(Demonstrations):
     """Straight ways to goals.
 
     Args:
         device: of batches.
-        trajectories: demonstrations.
+        trajectories: demonstrations of each part.
         steps: at most so many in each.
-        seed: of start states; the test part has another.
-        action_chunk: steps that an action decides.
-        labelled_share: of demonstrations whose actions are known.
+        seed: of start states.
+        action_chunk: must be 1.
+        labelled_share: see ``Demonstrations``.
     """
 
     def __init__(
@@ -50,49 +43,36 @@ class Reaching(StoredEpisodes):
         action_chunk: int = 1,
         labelled_share: int | float = 1.0,
     ) -> None:
-        device = torch.device(device)
+        assert action_chunk == 1
         seen = {
             STATE: Unbounded((2,), device=device),
             ENVIRONMENT_STATE: Unbounded((2,), device=device),
             TASK_INDEX: Categorical(5, shape=(), dtype=torch.int64, device=device),
         }
-        super().__init__(seen, 2, device=device, action_chunk=action_chunk, is_padded=True)
-        self._choices = {"trajectories": trajectories, "steps": steps, "action_chunk": action_chunk}
-        self.seed, self.tasks = seed, ReachingTasks(self.device)
-        generator, rows, ends = Generator().manual_seed(seed), [], []
-        for number in range(trajectories):
-            task = number % 5
-            goal = torch.tensor(self.tasks.places[task], dtype=torch.float32)
-            state = torch.rand(2, generator=generator) * 2 - 1
-            has_action = bool(torch.rand((), generator=generator) < labelled_share)
-            for step in range(steps):
-                action = ((goal - state) / 0.1).clamp(-1, 1)
-                has_arrived = bool((goal - state).norm() <= RADIUS)
-                observation = {STATE: state, ENVIRONMENT_STATE: goal, TASK_INDEX: torch.tensor(task)}
-                flags = {TERMINATED: torch.tensor(has_arrived), HAS_ACTION: torch.tensor(has_action)}
-                rows.append(TensorDict({OBSERVATION: observation, ACTION: action, **flags}))
-                ends.append(has_arrived or step == steps - 1)
-                if has_arrived:
-                    break
-                state = move(state, action)
-        self.rows: Any = torch.stack(rows)
-        self.keep(self.rows.to(self.device), torch.tensor(ends))
+        super().__init__(seen, 2, device=device, labelled_share=labelled_share, seed=seed)
+        self.num, self.steps, self.seed = trajectories, steps, seed
+        self.tasks = ReachingTasks(self.device)
+        self.use("train")
 
-    def split(self, part: str) -> Reaching:
-        """Other demonstrations of the same tasks."""
-        assert part == "test"
-        return Reaching(device=self.device, **self._choices, seed=self.seed + 1)
+    def read(self, part: str) -> list[Demonstration]:
+        """Other starts in other parts."""
+        generator = np.random.default_rng([self.seed, part == "test"])
+        return [self._way(number % 5, generator.uniform(-1, 1, 2)) for number in range(self.num)]
 
-    def statistics(self) -> TensorDict:
-        """Mean and standard deviation of states and actions."""
-        leaves = {name: self.rows[OBSERVATION, name] for name in (STATE, ENVIRONMENT_STATE)}
-        leaves[ACTION] = self.rows[ACTION]
-        mean = {name: leaf.mean(0) for name, leaf in leaves.items()}
-        std = {name: leaf.std(0).clamp(min=1e-2) for name, leaf in leaves.items()}
-        return TensorDict({"mean": mean, "std": std}).to(self.device)
-
-    def physics_at(self, rows: Tensor) -> None:
-        """Not told."""
+    def _way(self, task: int, state: np.ndarray) -> Demonstration:
+        goal, states, actions, has_arrived = np.array(self.tasks.places[task]), [], [], False
+        while not has_arrived and len(states) < self.steps:
+            has_arrived = np.linalg.norm(goal - state) <= RADIUS  # judged before the step, as in the toy
+            states.append(state)
+            actions.append(np.clip((goal - state) / SPEED, -1, 1))
+            state = np.clip(state + SPEED * actions[-1], -1, 1)
+        num = len(states)
+        seen = {
+            STATE: np.stack(states).astype(np.float32),
+            ENVIRONMENT_STATE: np.tile(goal.astype(np.float32), (num, 1)),
+            TASK_INDEX: np.full(num, task),
+        }
+        return Demonstration(seen, np.stack(actions).astype(np.float32), bool(has_arrived))
 
 
 class ReachingTasks(ToyTasks):

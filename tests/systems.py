@@ -27,6 +27,7 @@ WRITERS = {  # of data that must be downloaded, or drawn
     "waymo": write_waymo,
     "rendered_objects": write_objects,
 }
+IMITATION = {"agent=act", "agent=act_jepa", "agent=act_cvae", "agent=bc"}  # need demonstrations
 _SOURCES: dict[str, Source | None] = {}
 SYSTEMS = [f"{group}/{path.stem}" for group in ("agent", "objective") for path in sorted((CONF / group).glob("*.yaml"))]
 
@@ -50,7 +51,11 @@ def composed(*overrides: str, batch_size: int = 16) -> DictConfig:
 def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
     """Hydra takes a quarter of a second, and a test of every system asks again; each gets a copy."""
     with initialize_config_module("conf", version_base="1.3"):
+        if IMITATION & set(overrides):
+            overrides = ("env=metaworld", *overrides)
         cfg = compose("config", overrides=[*overrides])
+        if cfg.env.source._target_ == "envs.metaworld.MetaWorld":
+            cfg.env.source = {"_target_": "tests.reaching.Reaching"}
         if cfg.env.source._target_ == "envs.ogbench.OGBench":
             cfg = compose("config", overrides=["env=toy", *overrides])
         if cfg.env.source._target_ == "envs.lidar_scenes.LidarScenes":
