@@ -16,7 +16,8 @@ from agents.act import ACT
 from agents.bc import BC
 from perception.context import ContextEncoder, FlatState
 from tests.reaching import Reaching
-from tests.systems import CONF
+from tests.systems import CONF, IMITATION, composed, fixed_source
+from worldmodels import build
 from worldmodels.core import Evaluator, Objective, Phase
 from worldmodels.evals.chunk_error import ChunkError, error_by_step, spaced
 from worldmodels.evals.results import unpack
@@ -266,3 +267,18 @@ def test_what_cannot_be_judged_is_refused(source):
         ChunkError(source=source, every=0)(Quiet(), 0)
     with pytest.raises(ValueError, match=r"state_ahead needs an objective with embed"):
         StateAhead(source=source, every=0)(Quiet(), 0)
+
+
+@pytest.mark.parametrize("agent", sorted(IMITATION))
+def test_every_imitating_agent_is_judged_as_configured(agent, monkeypatch):
+    for name in ("chunk_error", "state_ahead"):
+        monkeypatch.setattr(f"worldmodels.evals.{name}.lines_picture", lambda *args, **options: b"drawn elsewhere")
+    cfg = composed(agent, "encoder.dim=8" if agent != "agent=bc" else "agent.network.dim=8")
+    cfg.eval.policy |= {"tasks": ["task1"], "episodes": 2, "max_steps": 3, "is_filmed": False}
+    source = fixed_source(cfg)
+    objective = build.build_objective(cfg, source, torch.device("cpu"))
+    found = {e.name: unpack(e(objective, 0)).metrics for e in build.build_evaluators(cfg, source)}
+    assert found.keys() == {"policy", "collapse", "held_out", "chunk_error", "state_ahead"}
+    assert {"context/state/r2_1", "raw/state/rmse_5"} <= found["state_ahead"].keys()
+    assert found["chunk_error"]["policy/error_0"] > 0
+    assert ("policy/error_29" in found["chunk_error"]) == (agent != "agent=bc")
