@@ -15,6 +15,7 @@ from envs.dmc_domains import DOMAINS
 from envs.dmc_envs import DMCEnv
 from envs.exorl_files import write_episode
 from tests.commands import launch
+from tests.systems import IMITATION
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 SIZED = sorted(path.stem.removesuffix("_dmc") for path in (CONF / "agent_env").glob("*_dmc.yaml"))
