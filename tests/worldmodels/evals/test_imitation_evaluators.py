@@ -274,7 +274,7 @@ def test_every_imitating_agent_is_judged_as_configured(agent, monkeypatch):
     for name in ("chunk_error", "state_ahead"):
         monkeypatch.setattr(f"worldmodels.evals.{name}.lines_picture", lambda *args, **options: b"drawn elsewhere")
     cfg = composed(agent, "encoder.dim=8" if agent != "agent=bc" else "agent.network.dim=8")
-    cfg.eval.policy |= {"tasks": ["task1"], "episodes": 2, "max_steps": 3, "is_filmed": False}
+    cfg.eval.policy.update({"tasks": ["task1"], "episodes": 2, "max_steps": 3, "is_filmed": False})
     source = fixed_source(cfg)
     objective = build.build_objective(cfg, source, torch.device("cpu"))
     found = {e.name: unpack(e(objective, 0)).metrics for e in build.build_evaluators(cfg, source)}
