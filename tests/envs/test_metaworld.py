@@ -267,7 +267,7 @@ def test_wrong_settings_are_named(folder: Path, changes: dict[str, Any], message
 def test_the_configuration_names_what_the_source_takes(folder: Path, root: Path) -> None:
     cfg = OmegaConf.create({"env": OmegaConf.load(root / "conf" / "env" / "metaworld.yaml")})
     assert set(cfg.env.tasks) <= set(task_names())
-    cfg.env |= {"tasks": list(TASKS), "demonstrations": 2, "test_demonstrations": 1, "data_dir": str(folder)}
+    cfg.env.update({"tasks": list(TASKS), "demonstrations": 2, "test_demonstrations": 1, "data_dir": str(folder)})
     made = instantiate(cfg.env.source, device="cpu")
     assert made.num_demonstrations == 4
     assert made.tasks.max_steps == made.tasks._maker.max_steps == cfg.env.max_steps == 200
