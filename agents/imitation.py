@@ -44,6 +44,8 @@ class ImitationPolicy(Objective):
         ValueError: if the spec has no action.
     """
 
+    num_noise = 1
+
     def __init__(self, spec: Composite, *, encoder: Factory | Encoder, is_normalized: bool = True) -> None:
         super().__init__()
         if ACTION not in spec.keys():

@@ -27,7 +27,13 @@ WRITERS = {  # of data that must be downloaded, or drawn
     "waymo": write_waymo,
     "rendered_objects": write_objects,
 }
-IMITATION = {"agent=act", "agent=act_jepa", "agent=act_cvae", "agent=bc"}  # need demonstrations
+IMITATION = {
+    "agent=act",
+    "agent=act_jepa",
+    "agent=act_cvae",
+    "agent=bc",
+    "agent=diffusion_policy",
+}  # need demonstrations
 _SOURCES: dict[str, Source | None] = {}
 SYSTEMS = [f"{group}/{path.stem}" for group in ("agent", "objective") for path in sorted((CONF / group).glob("*.yaml"))]
 

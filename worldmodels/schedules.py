@@ -52,6 +52,20 @@ class Linear:
         return self.start + (self.end - self.start) * min(1.0, step / max(1, self.total))
 
 
+class Power:
+    """(1 + step)^-power, at least ``least``: the step of an average that at first follows and later hardly moves.
+
+    With 0.75 and 1e-4 the average of weights of diffusion policy (sheet act_jepa, section 3.2).
+    """
+
+    def __init__(self, power: int | float, *, least: float = 0.0) -> None:
+        self.power, self.least = power, least
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        return max(self.least, (1 + step) ** -self.power)
+
+
 class Cosine:
     """From ``start`` to ``end`` over ``total`` steps along half a cosine.
 

@@ -15,13 +15,15 @@ from torchrl.data import Bounded, Composite, Unbounded
 
 from agents.act import ACT
 from agents.chunking import TemporalEnsemble
+from envs.mixture import Mixture
 from envs.toy import Toy
 from perception.context import ContextEncoder
 from perception.state import StateEncoder
 from tests.reaching import Reaching
-from worldmodels.evals.policy import PolicyEvaluator
 from worldmodels.evals.rollout import DecidesAhead, rollout
+from worldmodels.evals.tasks import play
 from worldmodels.losses import masked_l1
+from worldmodels.objectives.joint import Joint
 from worldmodels.predictors.chunk import ChunkDecoder
 
 CHUNK = 6
@@ -127,7 +129,8 @@ class Spy:
     """A policy that notes what it is asked and answers with what it was built on."""
 
     def __init__(self, agent: ACT) -> None:
-        self.agent, self.num_decided, self.calls, self.begun = agent, agent.num_decided, [], []
+        self.agent, self.num_decided, self.num_noise = agent, agent.num_decided, agent.num_noise
+        self.calls, self.begun = [], []
 
     def begin(self, num: int) -> None:
         self.begun.append(num)
@@ -168,12 +171,29 @@ def test_actions_come_in_their_own_units_within_the_box(source: Reaching) -> Non
     assert action.shape == (32, 8)
 
 
-def test_evaluation_of_all_tasks_is_repeatable_with_memory(source: Reaching) -> None:
-    agent = make_agent(source, ensemble=0.01)
-    evaluator = PolicyEvaluator(source=source, every=0, episodes=3, max_steps=12, tasks=["task1", "task3"])
-    first, second = evaluator(agent, 0), evaluator(agent, 0)
-    assert first["return"] == second["return"]
-    assert {"task1/success", "task3/success", "success"} <= set(first.keys())
+def test_evaluation_is_repeatable_with_memory(source: Reaching) -> None:
+    agent = make_agent(source, ensemble=0.01).eval()
+    options = {"episodes": 3, "seed": 0, "device": torch.device("cpu"), "max_steps": 12}
+    (first, _), (second, _) = (play(agent, source, ["task1", "task3"], **options) for _ in range(2))
+    for task in ("task1", "task3"):
+        torch.testing.assert_close(first[task].paths, second[task].paths, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_chunk_policy_trains_and_plays_beside_another_objective(source: Reaching) -> None:
+    mixture, policy = Mixture({"agent": source}), partial(ACT, decoder=DECODER, chunk=CHUNK)
+    blind, looking = (
+        Joint(mixture.spec, encoder=ENCODER, objectives={"agent": partial(policy, **options)})
+        for options in ({"num_executed": 2}, {"ensemble": 0.01})
+    )
+    for joint in (blind, looking):
+        joint.study(mixture)
+        assert bool(joint.objectives["agent"].action_norm.is_fitted)
+        assert isinstance(joint, DecidesAhead)
+    assert (blind.num_decided, looking.num_decided, blind.num_noise) == (2, 1, 1)
+    td = TensorDict({"observation": draw(source)["observation"][:, 0]}, [32])
+    looking.act(td)
+    looking.begin(4)  # else the ensemble would refuse another number of episodes
+    assert looking.act(td[:4])["action"].shape == (4, 2)
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

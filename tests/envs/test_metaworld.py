@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -260,6 +262,15 @@ def test_success_rates_are_shares() -> None:
 def test_wrong_settings_are_named(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         _source(folder, **changes)
+
+
+def test_the_configuration_names_what_the_source_takes(folder: Path, root: Path) -> None:
+    cfg = OmegaConf.create({"env": OmegaConf.load(root / "conf" / "env" / "metaworld.yaml")})
+    assert set(cfg.env.tasks) <= set(task_names())
+    cfg.env.update({"tasks": list(TASKS), "demonstrations": 2, "test_demonstrations": 1, "data_dir": str(folder)})
+    made = instantiate(cfg.env.source, device="cpu")
+    assert made.num_demonstrations == 4
+    assert made.tasks.max_steps == made.tasks._maker.max_steps == cfg.env.max_steps == 200
 
 
 def test_names_may_carry_their_version(folder: Path) -> None:

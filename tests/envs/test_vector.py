@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import Generator
+from torch import Generator, Tensor
 
 from envs.ogbench import OGBench
 from envs.ogbench_envs import OGBenchMaker
@@ -21,6 +21,7 @@ from envs.ogbench_names import find_dataset
 from envs.ogbench_tasks import OGBenchTasks
 from envs.rendering import RenderError
 from envs.stepping import EnvGroup
+from envs.vector import VectorEnv
 
 MakeFile = Callable[..., Path]
 
@@ -53,6 +54,19 @@ def test_episodes_do_not_depend_on_workers(suite: OGBenchTasks) -> None:
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[0][:, :3], runs[2])
     assert not torch.equal(runs[0][0, 0], runs[0][0, 1]), "start states differ"
+
+
+def test_observations_have_the_entries_they_are_told() -> None:
+    group = EnvGroup(OGBenchMaker(find_dataset("pointmaze-medium-stitch-v0")), 1, [5, 6])
+
+    def halves(flat: Tensor) -> dict[str, Tensor]:
+        assert flat.dtype == torch.float32
+        return {"state": flat[:, :1], "environment_state": flat[:, 1:]}
+
+    with VectorEnv([group], entries=halves) as named, VectorEnv([group]) as plain:
+        rows = [env.reset()["observation"] for env in (named, plain)]
+    assert set(rows[0].keys()) == {"state", "environment_state"}
+    assert torch.equal(torch.cat([rows[0]["state"], rows[0]["environment_state"]], -1), rows[1]["state"])
 
 
 def _play_constant(env, steps: int) -> list[TensorDict]:
@@ -239,6 +253,7 @@ import mujoco  # as torchrl does, before anyone could choose
 from envs.ogbench_envs import OGBenchMaker
 from envs.ogbench_names import find_dataset
 from envs.stepping import EnvGroup
+from envs.vector import VectorEnv
 group = EnvGroup(OGBenchMaker(find_dataset("{name}")), 1, seeds=[0])
 group.reset()
 assert group.render(0).std() > 10

@@ -31,6 +31,8 @@ class DecidesAhead(Policy, Protocol):
 
     num_decided: int
     """Steps m that one answer decides: "action" is [N, m A], the steps' actions joined. They are played blindly."""
+    num_noise: int
+    """Random numbers that one call may want for each number of an action: "noise", "action" is [N, num_noise A]."""
 
     def begin(self, num: int) -> None:
         """Be told that ``num`` episodes begin: all calls of ``act`` see them in the same order until the next begin."""

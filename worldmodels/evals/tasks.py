@@ -16,7 +16,7 @@ from worldmodels.core import Objective, Policy, TaskRule
 from worldmodels.evals.bootstrap import bootstrap_interval
 from worldmodels.evals.pictures import film, maze_picture
 from worldmodels.evals.results import pack
-from worldmodels.evals.rollout import Episodes, Film, Judge, rollout
+from worldmodels.evals.rollout import DecidesAhead, Episodes, Film, Judge, rollout
 from worldmodels.keys import ACTION, STATE
 from worldmodels.spelling import did_you_mean
 
@@ -140,6 +140,8 @@ def play(
     envs: dict[str, Any] = {}
     suite, generator, width = list(source.tasks.names), Generator().manual_seed(seed), source.spec[ACTION].shape[-1]
     chosen = [suite.index(task) for task in tasks]
+    if isinstance(policy, DecidesAhead):
+        width *= policy.num_noise
 
     def noise() -> Tensor:
         whole = torch.randn(len(suite), episodes, width, generator=generator)  # a task's is its own, whoever plays too

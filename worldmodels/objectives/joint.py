@@ -90,6 +90,11 @@ class Joint(Objective):
         """Steps that an answer of the agent decides."""
         return getattr(self.objectives.get("agent"), "num_decided", 1)
 
+    @property
+    def num_noise(self) -> int:
+        """Random numbers that the agent wants for each number of an action."""
+        return getattr(self.objectives.get("agent"), "num_noise", 1)
+
     def begin(self, num: int) -> None:
         """Tell an agent that remembers what it saw that ``num`` episodes begin."""
         agent = self.objectives["agent"]
