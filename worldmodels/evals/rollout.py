@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,18 @@ Judge = Callable[[TensorDict], tuple[Tensor, Tensor | None]]
 
 SUCCESS, TRUNCATED = "success", "truncated"
 NO_TIME_LIMIT = 100_000  # steps after which an environment without a limit is an error
+
+
+@runtime_checkable
+class DecidesAhead(Policy, Protocol):
+    """A policy that decides several steps at a time, or remembers what it saw of an episode."""
+
+    num_decided: int
+    """Steps m that one answer decides: "action" is [N, m A], the steps' actions joined. They are played blindly."""
+
+    def begin(self, num: int) -> None:
+        """Be told that ``num`` episodes begin: all calls of ``act`` see them in the same order until the next begin."""
+        ...
 
 
 @dataclass
@@ -129,7 +141,8 @@ def rollout(
         policy: called with "observation", "z" [N, d] if given, and "noise", "action" [N, A]: all the randomness that an
             actor may use; A is that of a whole chunk.
         noise: draws it, standard normal, on the CPU; so a rollout does not depend on the device.
-        action_chunk: h, steps that one call of the policy decides; they are played without looking.
+        action_chunk: h, steps that one action of the data decides; they are played without looking. A policy that
+            decides m actions at a time (``DecidesAhead``) is asked every m h steps.
         device: of the policy.
         z: {task: [d]}, the same for all episodes of a task, or a rule that gives it for what each of them sees.
         judge: replaces the environment's reward, success and end; called with what ``reset`` and ``step`` return. The
@@ -142,6 +155,9 @@ def rollout(
     """
     tasks = {name: _Task(env, judge, film) for name, env in envs.items()}
     sizes = [task.running.shape[0] for task in tasks.values()]
+    if isinstance(policy, DecidesAhead):
+        policy.begin(sum(sizes))
+        action_chunk *= policy.num_decided
     for step in range(max_steps or NO_TIME_LIMIT + 1):
         if not any(bool(task.running.any()) for task in tasks.values()):
             break
