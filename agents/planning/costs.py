@@ -1,11 +1,12 @@
 """How far imagined latents stay from the goal's: what a plan towards a goal costs.
 
-Both take latents [B, S, H, D] and goals [B, D], and give costs [B, S] in latent units.
+All take latents [B, S, H, D] and goals [B, D], and give costs [B, S]; distances are in latent units.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def last_distance(latents: Tensor, goal: Tensor) -> Tensor:
@@ -16,6 +17,11 @@ def last_distance(latents: Tensor, goal: Tensor) -> Tensor:
 def mean_distance(latents: Tensor, goal: Tensor) -> Tensor:
     """Mean distance over the plan: arrives early and stays, and shuns detours."""
     return _distances(latents, goal).mean(-1)
+
+
+def last_cosine(latents: Tensor, goal: Tensor) -> Tensor:
+    """1 - cosine at the end of the plan: for latents whose length means nothing, such as seq-JEPA's."""
+    return 1 - F.cosine_similarity(latents[:, :, -1].float(), goal[:, None].float(), dim=-1)
 
 
 def _distances(latents: Tensor, goal: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class ReachesGoals(DecidesAhead, Protocol):
 class PlanningEvaluator(TaskEvaluator):
     """Every policy plays all tasks towards the benchmark's goals, then towards near ones.
 
-    Metrics: "<policy>/success" with its interval, "<policy>/<task>/success", "<policy>/length"; "<policy>/seconds_a_plan",
-    the time of one decision for one episode; the same without the time for near goals, under "near/<policy>/".
+    Metrics: "<policy>/success" with its interval, "<policy>/<task>/success", "<policy>/length"; and
+    "<policy>/seconds_a_plan", the time of one decision for one episode. For near goals "near/<policy>/success", ...
 
     Args:
         policies: factories ``policy(spec, objective)`` by name.
