@@ -136,7 +136,7 @@ def main() -> None:
         f"# Plans a second, {hardware(device)}, {today()}",
         "",
         f"{command('plan_speed')}; {version_list('torch')}; {device}, one thread; width {args.width}, {args.members} "
-        f"member(s), latents of {LATENT_DIM}, {ITERATIONS} iterations; {args.rounds} rounds after a first. Last column: "
+        f"member(s), latents of {LATENT_DIM}, {ITERATIONS} iterations; {args.rounds} rounds after a first. Last: "
         "the share of time in the model's forward passes.",
         "",
     ]

@@ -43,10 +43,11 @@ class Gradient(Planner):
             with torch.set_grad_enabled(not is_last):
                 variable = actions.clone().requires_grad_(not is_last)
                 costs = cost(variable)  # [B, S]
+                total = costs.sum()
             is_better = (costs < lowest)[..., None, None]
             best, lowest = torch.where(is_better, actions, best), torch.minimum(costs.detach(), lowest)
             if not is_last:
-                (actions.grad,) = torch.autograd.grad(costs.sum(), variable)
+                (actions.grad,) = torch.autograd.grad(total, variable)
                 optimizer.step()
                 actions.clamp_(-1, 1)
         return pick(best, lowest.argmin(1, keepdim=True))[:, 0]

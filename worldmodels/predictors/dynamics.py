@@ -21,7 +21,7 @@ class LatentDynamics(nn.Module):
         latent_dim: width of the latent, in and out.
         action_dim: width of the action.
         width: hidden width; depth: hidden layers of the trunk; num_members: K, the size of the ensemble.
-        is_residual: whether networks predict how the latent changes.
+        is_residual: whether networks predict how the latent changes; at first it does not.
     """
 
     def __init__(
@@ -40,6 +40,8 @@ class LatentDynamics(nn.Module):
         self.embed_action = Embedding(latent_dim + action_dim, width=width, num_members=num_members)
         joint_dim = self.embed_latent.dim + self.embed_action.dim
         self.trunk = MLP(joint_dim, latent_dim, width=width, depth=depth, num_members=num_members)
+        if is_residual:
+            nn.init.zeros_(self.trunk.layers[-1].weight)
 
     def forward(self, latent: Tensor, action: Tensor) -> Tensor:
         """Predict [K, B, D] from ``latent`` [B, D], or one a member [K, B, D], and ``action`` [B, A]."""
