@@ -50,3 +50,7 @@ class BYOL(SuccessorFeatures):
         target = self.task_target(self.predicted(batch, step))  # [B, d]
         prediction = self.dynamics(task, step.action)  # [K, B, d]
         return {"latent": latent_td_loss(prediction, target), "orthonormality_task": orthonormality(task)}
+
+    def imagine(self, latent: Tensor, actions: Tensor) -> Tensor:
+        """See ``core.Dynamics``: of the features, "task"; differentiable in the actions."""
+        return self.dynamics.imagine(latent, actions)

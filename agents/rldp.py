@@ -68,3 +68,7 @@ class RLDP(FB):
             target = self.task_target(torch.stack([step.next_task_x, *later]))  # [H, B, d]
         latent = self.dynamics.rollout(task, batch[ACTION][:, : self.horizon])  # [H, K, B, d]
         return (latent.float() - target[:, None]).square().sum(-1).mean()
+
+    def imagine(self, latent: Tensor, actions: Tensor) -> Tensor:
+        """See ``core.Dynamics``: of B, "task"; differentiable in the actions."""
+        return self.dynamics.imagine(latent, actions)

@@ -171,7 +171,7 @@ class ObjectRenderer:
         pictures = floor.reshape(-1, 3, self.size, self.size)
         for picture, angles, light, colour in zip(pictures, transformation[:, :3], towards, spot, strict=True):
             drawn, is_object = self._draw(angles, light, colour)
-            picture[:, is_object] = drawn[is_object].T
+            np.copyto(picture, drawn.transpose(2, 0, 1), where=is_object)
         return pictures
 
     def close(self) -> None:

@@ -99,6 +99,14 @@ class SeqJEPA(ViewObjective):
         """Predict the latent [B, D] of the view that the last of "action" [B, M, A] leads to from the M views."""
         return self.predictor(self._latents(views), views[ACTION])
 
+    def imagine(self, latent: Tensor, actions: Tensor) -> Tensor:
+        """See ``core.Dynamics``: predicted views are seen from then on. Only directions mean something."""
+        views = latent[:, None].expand(-1, actions.shape[1], -1).flatten(0, 1)[:, None]  # [B S, 1, D]
+        for step in range(1, actions.shape[2] + 1):
+            following = self.predictor(views, actions.flatten(0, 1)[:, :step])  # [B S, D]
+            views = torch.cat([views, following[:, None]], 1)
+        return views[:, 1:].unflatten(0, actions.shape[:2])  # [B, S, H, D]
+
     @torch.no_grad()
     def anchor(self, obs: TensorDict) -> Tensor:
         """The target encoder's latents [B, D] of single views [B], which ``foresee`` predicts."""

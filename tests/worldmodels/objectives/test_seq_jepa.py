@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from perception.pixels import PixelEncoder
 from tests.hand_made_views import ACTION_DIM, GivenViews, batch_of, moving_spots, parts, spec_of
-from worldmodels.core import Embeds
+from worldmodels.core import Dynamics, Embeds
 from worldmodels.objectives.seq_jepa import SeqJEPA
 from worldmodels.objectives.two_views import rows
 from worldmodels.predictors.sequence import Aggregator, SequencePredictor
@@ -326,3 +326,13 @@ def test_learns_where_things_are_because_actions_move_them():
     assert linear_r2(learned(0)) < 0.3
     assert linear_r2(learned(100)) > 0.6
     assert linear_r2(learned(100, has_actions_between=False, has_last_action=False)) < 0.5
+
+
+def test_imagined_views_are_foreseen_one_after_another():
+    objective = make().eval()
+    latent, actions = torch.randn(2, 8), torch.randn(2, 3, 2, ACTION_DIM)
+    imagined = objective.imagine(latent, actions)  # [2, 3, 2, 8]
+    assert isinstance(objective, Dynamics)
+    first = objective.predictor(latent[1:, None], actions[1:, 2, :1])
+    second = objective.predictor(torch.stack([latent[1:], first], 1), actions[1:, 2])
+    torch.testing.assert_close(imagined[1, 2], torch.cat([first, second]))
