@@ -27,7 +27,7 @@ class Numbered:
         self.store, self.spec, self.lengths = TrajectoryStore(rows, ends, **options), None, lengths
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     lengths=st.lists(st.integers(3, 30), min_size=1, max_size=5),
     discount=st.floats(0.01, 0.999),
@@ -47,7 +47,7 @@ def test_future_is_later_in_the_same_trajectory(lengths, discount, window, seed)
     assert torch.equal(steps, torch.arange(window).float().expand(64, -1))  # the window itself is as the store's
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(discount=st.floats(0.3, 0.97), seed=st.integers(0, 2**31))
 def test_horizon_is_geometric_with_mean_one_over_one_minus_the_discount(discount, seed):
     source = Futures(Numbered([200_000]), discount=discount)

@@ -43,7 +43,7 @@ def renderer() -> ObjectRenderer:
 
 # --- what is drawn ------------------------------------------------------------------------------------------------
 @given(st.floats(0, 89), st.sampled_from(["xyz", "z", "xy"]), st.integers(0, 2**31))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_transformations_lie_in_their_ranges_and_switches_change_nothing_else(low: float, axes: str, seed: int) -> None:
     drawn = {"axes": axes, "min_angle": low, "max_angle": 90}
     all_on, off = (

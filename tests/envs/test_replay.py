@@ -29,7 +29,7 @@ def _store(lengths: list[int], **options) -> TrajectoryStore:
     return TrajectoryStore(rows, ends, **options)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5), st.integers(0, 2**31))
 def test_windows_never_cross_a_trajectory_end(lengths: list[int], window: int, seed: int) -> None:
     store = _store(lengths)
@@ -69,7 +69,7 @@ def test_a_batch_is_a_function_of_the_generator() -> None:
     assert first.batch_size == (8,)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(1, 3), st.integers(1, 5), st.integers(0, 2**31)
 )

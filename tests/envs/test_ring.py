@@ -35,7 +35,7 @@ def as_rows(now: list[tuple[int, int]]) -> TensorDict:
     return TensorDict(entries, batch_size=[len(now)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=3),
     capacity=st.integers(2, 20),

@@ -31,7 +31,7 @@ def energy(velocity: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
     return (mass[:, None] * velocity.square().sum(-1) / 2).sum(-1)  # [B, T]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 2**31), has_walls=st.booleans(), steps=st.integers(1, 3))
 def test_collisions_keep_energy_and_momentum(seed, has_walls, steps):
     discs = drawn(seed)

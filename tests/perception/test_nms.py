@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
@@ -46,7 +46,6 @@ def test_golden_keep_lists(shared_data, dtype, iou):
     assert rotated_nms(boxes, scores, iou, 300).tolist() == golden[f"keep_{iou}"].tolist()
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     num=st.integers(1, 80),

@@ -22,7 +22,7 @@ def batch_of(pixels: torch.Tensor) -> TensorDict:
     return TensorDict({"observation": {"pixels": pixels}}, batch_size=pixels.shape[:1])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(pad=st.integers(0, 4), seed=st.integers(0, 2**31), height=st.integers(5, 9), width=st.integers(5, 9))
 def test_every_picture_is_a_crop_of_itself_padded_with_its_edge(pad, seed, height, width):
     pixels = torch.randint(0, 256, (3, 2, 4, height, width), dtype=torch.uint8)

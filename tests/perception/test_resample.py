@@ -25,7 +25,7 @@ def pillow(channel: torch.Tensor, box: tuple[int, ...], size: tuple[int, int], m
 
 
 @pytest.mark.parametrize(("kernel", "method"), KERNELS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_crops_are_resized_as_by_pillow(kernel, method, data):
     height, width, rows, columns = (data.draw(st.integers(4, 40)) for _ in range(4))

@@ -110,7 +110,7 @@ _PIECES = ["qpos", "height", "norm(", "min(", "where(", "(", ")", "[", "]", ":",
 _PIECES += [" and ", " not ", " or ", "1", "2.5", "1e999", "99999999999", "pi", "²", "٣", "é", "\n"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(max_size=80), st.lists(st.sampled_from(_PIECES), max_size=40).map("".join)))
 def test_garbage_raises_nothing_but_value_error(text):
     try:
@@ -146,7 +146,7 @@ _NUMPY = {
 }  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.recursive(_SCALARS, _grow, max_leaves=8))
 def test_values_equal_numpy(text):
     got = evaluate(text)

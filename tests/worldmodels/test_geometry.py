@@ -83,7 +83,7 @@ def test_areas_equal_those_of_cut_polygons(make):
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     seed=st.integers(0, 10_000),
     angle=st.floats(-7, 7),
@@ -105,7 +105,7 @@ def test_overlap_knows_no_place_direction_or_order(seed, angle, shift, on_grid):
     assert float((iou_3d(a, a, paired=True) - 1).abs().max()) < 1e-12
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), nudge=st.floats(-8, -1))
 def test_float32_is_right_for_nearly_equal_boxes(seed, nudge):
     """The case in which evaluators in float32 are known to fail: an edge beside an edge, almost parallel."""

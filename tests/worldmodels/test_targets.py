@@ -30,7 +30,7 @@ def values(module: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(tau=st.floats(0, 1), seed=st.integers(0, 2**31))
 def test_ema_equals_the_formula_for_each_parameter(tau, seed):
     torch.manual_seed(seed)

@@ -44,6 +44,7 @@ class SinusoidalPositions(Positions):
         dim: width D; num_heads: not needed.
         scale: factor on the codes. Their entries are about 0.7, those of patches of a fresh network much smaller: in
             tiny networks and short runs positions drown the content (sheet salt_video, section 6: 0.1 helps).
+        base: ratio of the longest to the shortest wavelength.
         has_equal_axes: of three axes; see ``volume_sinusoids``.
     """
 
@@ -56,13 +57,15 @@ class SinusoidalPositions(Positions):
         *,
         num_heads: int = 1,
         scale: int | float = 1.0,
+        base: int | float = 10_000.0,
         has_equal_axes: bool = True,
     ) -> None:
         super().__init__()
         if len(grid) == 3:
-            code = volume_sinusoids(grid, dim, has_equal_axes=has_equal_axes)
+            code = volume_sinusoids(grid, dim, base=base, has_equal_axes=has_equal_axes)
         else:
-            code = grid_sinusoids(grid, dim) if len(grid) == 2 else sinusoids(math.prod(grid), dim)
+            codes, size = (grid_sinusoids, grid) if len(grid) == 2 else (sinusoids, math.prod(grid))
+            code = codes(size, dim, base=base)
         self.register_buffer("code", scale * code, persistent=False)  # [N, D]
 
     def forward(self, tokens: Tensor, index: Tensor | None = None) -> Tensor:
@@ -73,7 +76,7 @@ class SinusoidalPositions(Positions):
         """None."""
 
 
-def sinusoids(num: int, dim: int, *, base: float = 10_000.0, is_interleaved: bool = False) -> Tensor:
+def sinusoids(num: int, dim: int, *, base: int | float = 10_000.0, is_interleaved: bool = False) -> Tensor:
     """Codes [num, dim] of positions 0 to num - 1: sin and cos of p / base^(2k / dim).
 
     Args:
@@ -93,7 +96,7 @@ def sinusoids(num: int, dim: int, *, base: float = 10_000.0, is_interleaved: boo
     return code.float()
 
 
-def grid_sinusoids(grid: Sequence[int], dim: int, *, base: float = 10_000.0) -> Tensor:
+def grid_sinusoids(grid: Sequence[int], dim: int, *, base: int | float = 10_000.0) -> Tensor:
     """Codes [H W, dim] of the cells of a grid (H, W), row by row: the column in the first half, the row in the second.
 
     Each half is what ``sinusoids`` gives for one axis, so a grid need not be square and any size has its own codes.
@@ -113,7 +116,9 @@ def grid_sinusoids(grid: Sequence[int], dim: int, *, base: float = 10_000.0) -> 
     return torch.cat([column.repeat(height, 1), row.repeat_interleave(width, 0)], -1)
 
 
-def volume_sinusoids(grid: Sequence[int], dim: int, *, base: float = 10_000.0, has_equal_axes: bool = True) -> Tensor:
+def volume_sinusoids(
+    grid: Sequence[int], dim: int, *, base: int | float = 10_000.0, has_equal_axes: bool = True
+) -> Tensor:
     """Codes [T H W, dim] of the cells of a grid (T, H, W), in this order: that of time, of the row, of the column.
 
     Args:

@@ -46,7 +46,7 @@ class RotaryPositions(Positions):
         dim: int,
         *,
         num_heads: int,
-        base: float = 10_000.0,
+        base: int | float = 10_000.0,
         released: bool = False,
     ) -> None:
         super().__init__()

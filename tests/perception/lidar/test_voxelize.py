@@ -56,7 +56,7 @@ def test_both_sides_of_the_range():
     assert found.coords[0, :3].tolist() == [[0, 0, 0], [4, 7, 7], [-1, -1, -1]]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**31))
 def test_order_of_points_does_not_matter_without_caps(seed):
     generator = torch.Generator().manual_seed(seed)

@@ -115,7 +115,7 @@ def test_crops_cut_pixels_and_labels_at_the_same_place():
     assert (whole.purity == 1).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     of=st.tuples(st.integers(8, 60), st.integers(8, 60)),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),

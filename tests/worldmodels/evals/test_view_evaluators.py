@@ -165,7 +165,7 @@ def test_ranks_with_ties():
     assert reciprocal_ranks(many, 3)[0, 2] == pytest.approx(5 / 20)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 30), st.integers(0, 29), st.integers(0, 10_000))
 def test_ranks_are_those_of_sorting(num, index, seed):
     index %= num

@@ -111,7 +111,7 @@ def target_density(masks: list[Subsets]) -> torch.Tensor:
     released=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_targets_are_blocks_and_the_context_is_beside_them(rows, columns, num_targets, released, seed):
     options = {"target_scale": (0.1, 0.15), "min_keep": 1, "num_targets": num_targets, "released": released}
     draw = MultiBlock((rows, columns), **options)

@@ -44,7 +44,7 @@ def step_shares(index: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
     size=st.integers(1, 9),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_contexts_and_targets_are_disjoint_sorted_and_of_one_length(kind, grid, size, seed):
     mask, num = KINDS[kind](grid), grid[0] * grid[1] * grid[2]
     masks, again = (drawn(mask, size, seed=seed)[0] for _ in range(2))

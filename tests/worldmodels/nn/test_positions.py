@@ -49,11 +49,11 @@ def test_codes_of_any_grid_are_added_by_place_and_scaled():
     tokens = torch.randn(2, 3, 16)
     index = torch.tensor([[5, 0, 2], [1, 3, -1]])
     for grid, expected in (
-        ((6,), sinusoids(6, 16)),
-        ((2, 3), grid_sinusoids((2, 3), 16)),
-        ((1, 2, 3), volume_sinusoids((1, 2, 3), 16)),
+        ((6,), sinusoids(6, 16, base=10)),
+        ((2, 3), grid_sinusoids((2, 3), 16, base=10)),
+        ((1, 2, 3), volume_sinusoids((1, 2, 3), 16, base=10)),
     ):
-        positions = SinusoidalPositions(grid, 16, scale=0.1)
+        positions = SinusoidalPositions(grid, 16, scale=0.1, base=10)
         assert positions.rotations(index) is None
         assert not positions.state_dict()
         added = positions(tokens, index) - tokens

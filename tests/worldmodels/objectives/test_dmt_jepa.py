@@ -21,7 +21,7 @@ def around(place: int, rows: int, columns: int, *, wraps: bool = False) -> list[
     return [r * columns + c for r, c in spots if 0 <= r < rows and 0 <= c < columns]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5), wraps=st.booleans(), seed=st.integers(0, 100))
 def test_similarities_are_the_cosines_of_neighbours(rows, columns, wraps, seed):
     features = torch.randn(2, rows * columns, 6, generator=torch.Generator().manual_seed(seed))
@@ -138,7 +138,7 @@ def test_targets_are_the_same_computed_once_a_patch_or_once_a_block(monkeypatch)
 
 
 @given(seed=st.integers(0, 2**20), num=st.integers(1, 30))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_a_union_holds_every_target_once(seed, num):
     targets = torch.randint(-1, num, (3, 2, 5), generator=torch.Generator().manual_seed(seed))
     found = union(targets, num)
