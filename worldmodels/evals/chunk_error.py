@@ -79,8 +79,8 @@ class ChunkError:
         generator = Generator().manual_seed(self.seed)
         with judging(objective):
             if isinstance(objective, LooksAhead):
-                parts = [objective.actions_ahead(self.seen(rows, generator)) for rows in self.rows.split(self.batch)]
-                found = torch.cat(parts)
+                seen = (self.seen(rows, objective, generator) for rows in self.rows.split(self.batch))
+                found = torch.cat([objective.actions_ahead(td) for td in seen])
             else:
                 found = self.followed(objective, generator)
         truth, counts, before = self.demonstrated(found.shape[1])
@@ -100,10 +100,10 @@ class ChunkError:
         picture = lines_picture(steps, curves, title=title, x="steps ahead", y="mean |error|")
         return pack(metrics, files={"chunk_error.png": picture})
 
-    def seen(self, rows: Tensor, generator: Generator) -> TensorDict:
+    def seen(self, rows: Tensor, policy: Any, generator: Generator) -> TensorDict:
         """What a policy is given in rows [N] of the store."""
-        observation = self.test.store.rows(rows)[OBSERVATION]
-        noise = torch.randn(len(rows), self.source.spec[ACTION].shape[-1], generator=generator)
+        observation, width = self.test.store.rows(rows)[OBSERVATION], self.source.spec[ACTION].shape[-1]
+        noise = torch.randn(len(rows), getattr(policy, "num_noise", 1) * width, generator=generator)
         td = TensorDict({OBSERVATION: observation, NOISE: {ACTION: noise}}, [len(rows)])
         return td.to(observation.device)
 
@@ -120,7 +120,7 @@ class ChunkError:
             objective.begin(len(last))
         for step in range(int(store.lengths.max())):
             rows = torch.minimum(first + step, last).to(self.rows)
-            found.append(objective.act(self.seen(rows, generator), explore=False)[ACTION])
+            found.append(objective.act(self.seen(rows, objective, generator), explore=False)[ACTION])
         actions = torch.stack(found, 1)  # [M, T, A]
         runs = torch.arange(actions.shape[1]) < store.lengths[:, None]
         return actions[runs.to(actions.device)][self.rows.long()][:, None]  # one a row, in the store's order

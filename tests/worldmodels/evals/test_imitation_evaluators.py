@@ -66,7 +66,7 @@ class Expert(Quiet):
 class Follower(Quiet):
     """Decides a step at a time; counts what it sees of each episode, and is off by a tenth more at every step."""
 
-    num_decided = 1
+    num_decided = num_noise = 1
 
     def begin(self, num: int) -> None:
         self.num, self.seen = num, 0
