@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from worldmodels import checkpoint
-from worldmodels.core import Evaluator, Objective, Source, StudiesData, Transform
+from worldmodels.core import Evaluator, Objective, Source, StudiesData, Target, Transform
 from worldmodels.environment import device_name
 from worldmodels.learner import Learner
 
@@ -105,6 +105,9 @@ def start_from(run_dir: Path, objective: Objective) -> None:
     if encoder is None:
         raise ValueError(f"init={run_dir}: {type(objective).__name__} has no encoder to start from")
     checkpoint.load_part(checkpoint.path_of(run_dir / "checkpoints", saved[-1]), encoder, "encoder")
+    for module in objective.modules():
+        if isinstance(module, Target):
+            module.restart()
 
 
 def build_learner(cfg: DictConfig, objective: Objective, device: torch.device) -> Learner:

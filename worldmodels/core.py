@@ -114,6 +114,9 @@ class Target(nn.Module, ABC):
     def update(self, step: int) -> None:
         """Follow the online module after optimizer step ``step``."""
 
+    def restart(self) -> None:
+        """Be told that the online module was given other weights before training began."""
+
 
 class Span(NamedTuple):
     """Part of a run: its steps from ``first`` to before ``last``, of ``total``."""

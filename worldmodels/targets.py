@@ -68,6 +68,10 @@ class EMA(Target):
         for mine, theirs in zip(self.module.buffers(), self._online.buffers(), strict=True):
             mine.copy_(theirs)
 
+    def restart(self) -> None:
+        """Be a copy of the online module, as at first."""
+        self.module.load_state_dict(self._online.state_dict())
+
 
 class Frozen(Target):
     """A copy of a module that never moves; its weights may come from a checkpoint.

@@ -104,6 +104,16 @@ def test_latents_in_place_of_rows(run_dir, source):
         embedded.sample(7, 2, Generator())
 
 
+def test_a_run_starts_from_the_encoder_of_another_and_so_do_targets(run_dir, source):
+    cfg = build.load_config(run_dir)
+    cfg.init, cfg.seed = str(run_dir), 1
+    objective = build.build_objective(cfg, source, torch.device("cpu"))
+    learned = pretrained(source.spec, run_dir=str(run_dir), part="encoder").state_dict()
+    for module in (objective.encoder, objective.target.module):
+        for name, tensor in module.state_dict().items():
+            assert torch.equal(tensor, learned[name]), name
+
+
 def test_fresh_weights_are_the_control(run_dir, source):
     load = functools.partial(pretrained, source.spec, run_dir=str(run_dir))
     learned, fresh, again, other = load(), *(load(is_random=True, seed=seed) for seed in (0, 0, 1))

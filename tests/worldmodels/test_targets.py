@@ -124,3 +124,12 @@ def test_frozen_call_gives_gradients_to_inputs_only():
     assert net.weight.grad is None
     assert net.bias.grad is None
     assert all(p.requires_grad for p in net.parameters())
+
+
+def test_a_moving_average_restarts_as_a_copy():
+    online = network()
+    target = EMA(online, 0.5)
+    shake(online)
+    target.restart()
+    for mine, theirs in zip(target.module.state_dict().values(), online.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
