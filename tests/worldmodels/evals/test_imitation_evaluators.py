@@ -281,4 +281,5 @@ def test_every_imitating_agent_is_judged_as_configured(agent, monkeypatch):
     assert found.keys() == {"policy", "collapse", "held_out", "chunk_error", "state_ahead"}
     assert {"context/state/r2_1", "raw/state/rmse_5"} <= found["state_ahead"].keys()
     assert found["chunk_error"]["policy/error_0"] > 0
-    assert ("policy/error_29" in found["chunk_error"]) == (agent != "agent=bc")
+    told = found["chunk_error"].keys() & {f"policy/error_{ahead}" for ahead in (0, 14, 29)}
+    assert len(told) == {"agent=bc": 1, "agent=diffusion_policy": 2}.get(agent, 3)
