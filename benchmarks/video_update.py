@@ -10,16 +10,13 @@ on the device: what they cost is in ``moving_scenes_speed``. Methods take turns.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 
 import torch
 
-from benchmarks.image_update import WARMUP, Bench
-from benchmarks.runs import command, save_table, today
+from benchmarks.bench import WARMUP, Bench, arguments, conditions, show, span
+from benchmarks.runs import command, today
 from benchmarks.update_speed import hardware
-from worldmodels import build
-from worldmodels.environment import keep_freed_memory
 from worldmodels.flops import spent
 from worldmodels.keys import OBSERVATION, PIXELS
 
@@ -51,8 +48,7 @@ class Clips(Bench):
     is_wall_time = True
 
     def __init__(self, name: str, settings: list[str], device: torch.device, calls: int) -> None:
-        method, *own = settings_of(name, settings)
-        super().__init__(method.partition("=")[2], own, device, calls)
+        super().__init__(settings_of(name, settings), device, calls)
         self.clips = self.source.sample(self.cfg.batch_size, self.objective.window, self.generator)
 
     def update(self) -> None:
@@ -71,46 +67,32 @@ class Clips(Bench):
 
 def main() -> None:
     """Measure, print and save."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of torch")
-    parser.add_argument("--updates", type=int, default=10)
-    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--no-save", action="store_true", help="print the table, write no file")
-    args, settings = parser.parse_known_args()
-    torch.set_num_threads(args.threads)
-    device, is_tiny = torch.device(args.device), not settings
-    build.use_fast_matmul(device)
-    keep_freed_memory()  # as a run does
+    args, settings = arguments(__doc__, threads=2, precision=["fp32", "bf16"])
     chosen = [*(settings or TINY.split()), f"precision={args.precision}"]
-    benches = {name: Clips(name, chosen, device, args.updates) for name in METHODS}
-    for _ in range(WARMUP + (3 if device.type == "cuda" else 0)):  # a CUDA graph is captured at the fourth
+    benches = {name: Clips(name, chosen, args.device, args.updates) for name in METHODS}
+    for _ in range(WARMUP + (3 if args.device.type == "cuda" else 0)):  # a CUDA graph is captured at the fourth
         for bench in benches.values():
             bench.update()
     times: dict[str, list[float]] = {name: [] for name in benches}
     for _ in range(args.updates):
         for name, bench in benches.items():
             times[name].append(bench.once(bench.update) / 1e3)
-    text = report(benches, times, args, is_tiny=is_tiny, what=" ".join(settings) or "ViT-Tiny, 512 tokens")
-    if args.no_save:
-        print(text)
-    else:
-        name = f"video_update_{'_'.join(settings) or 'tiny'}_{args.precision}_{hardware(device)}_{args.threads}threads"
-        save_table(name, text)
+    text = report(benches, times, args, settings)
+    show(text, f"video_update_{'_'.join(settings) or 'tiny'}_{args.precision}", args)
 
 
 def report(
-    benches: dict[str, Clips], times: dict[str, list[float]], args: argparse.Namespace, *, is_tiny: bool, what: str
+    benches: dict[str, Clips], times: dict[str, list[float]], args: argparse.Namespace, settings: list[str]
 ) -> str:
     """Markdown."""
-    first = next(iter(benches.values()))
+    first, what = next(iter(benches.values())), " ".join(settings) or "ViT-Tiny, 512 tokens"
     shape = list(first.clips[OBSERVATION, PIXELS].shape[1:])
     lines = [
-        f"# Updates on clips, {what}, {args.precision}, {hardware(first.device)}, {today()}",
+        f"# Updates on clips, {what}, {args.precision}, {hardware(args.device)}, {today()}",
         "",
         command("video_update"),
         "",
-        f"- torch {torch.__version__}, {args.threads} thread(s), load average {os.getloadavg()[0]:.1f}.",
+        f"- {conditions(args)}.",
         f"- Wall time, median of {args.updates} updates in turns [least, greatest]. Clips {shape} lie on the device.",
         f"- Batch {first.cfg.batch_size}, grid {tuple(first.objective.encoder.grid)}, width "
         f"{first.objective.encoder.dim}. GFLOP by the formula of worldmodels/flops.py.",
@@ -119,11 +101,10 @@ def report(
         "|---|---|---|---|---|",
     ]
     for name, bench in benches.items():
-        middle, size = statistics.median(times[name]), bench.cfg.batch_size
-        span = f"{1e3 * middle:.0f} [{1e3 * min(times[name]):.0f}, {1e3 * max(times[name]):.0f}]"
-        cost = bench.operations() / 1e9
-        lines.append(f"| {name} | {span} | {size / middle:.1f} | {cost / size:.2f} | {cost / middle:.0f} |")
-    if is_tiny:
+        middle, size, cost = statistics.median(times[name]), bench.cfg.batch_size, bench.operations() / 1e9
+        whole = span([1e3 * t for t in times[name]], 0)
+        lines.append(f"| {name} | {whole} | {size / middle:.1f} | {cost / size:.2f} | {cost / middle:.0f} |")
+    if not settings:
         rate = first.cfg.batch_size / statistics.median(times["V-JEPA"])
         known = PUBLISHED[args.precision]
         lines += [

@@ -63,7 +63,8 @@ def draw_twins(rules: Rules, pictures: ScenePictures, num: int, num_frames: int,
     does_meet = kind == "pass_through"
     if does_meet and rules.num_objects[1] < 3:
         raise ValueError(
-            f"env.num_objects={list(rules.num_objects)}: {kind} needs 3, the main object and two that meet"
+            f"env.num_objects={list(rules.num_objects)}: {kind} needs 3, the main object and two that meet; or leave "
+            "it out of eval.surprise.kinds"
         )
     drawn = draw(rules, pictures, num, num_frames, chance, has_pair=does_meet, does_meet=does_meet)
     times = torch.arange(num_frames, device=chance.device) / rules.frame_rate

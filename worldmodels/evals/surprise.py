@@ -55,7 +55,7 @@ class Surprise:
         name: of this evaluator in logs and files.
 
     Raises:
-        ValueError: if the source has no pairs, or settings make no sense.
+        ValueError: if the source has no pairs, cannot make those of a kind, or settings make no sense.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Surprise:
         self.source = source.split("test") if hasattr(source, "split") else source
         self.every, self.name, self.kinds, self.num, self.chunk = every, name, tuple(kinds), num, chunk
         self.contexts, self.horizon = tuple(contexts), horizon
+        for kind in self.kinds:
+            self.source.pairs(1, kind)  # what cannot happen in these clips is said now, not when training is over
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
         """Compare twins."""

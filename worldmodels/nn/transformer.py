@@ -124,8 +124,7 @@ class Block(nn.Module):
         super().__init__()
         self.is_pre_norm = is_pre_norm
         self.attention = Attention(dim, num_heads)
-        inward, outward = nn.Linear(dim, hidden, bias=has_feed_bias), nn.Linear(hidden, dim, bias=has_feed_bias)
-        self.feed_forward = nn.Sequential(inward, activation(), outward)
+        self.feed_forward = _feed_forward(dim, hidden, activation, has_bias=has_feed_bias)
         self.norm_attention, self.norm_feed_forward = nn.LayerNorm(dim, epsilon), nn.LayerNorm(dim, epsilon)
 
     def forward(
@@ -170,8 +169,7 @@ class DecoderBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.attention, self.cross_attention = Attention(dim, num_heads), CrossAttention(dim, num_heads)
-        inward, outward = nn.Linear(dim, hidden, bias=has_feed_bias), nn.Linear(hidden, dim, bias=has_feed_bias)
-        self.feed_forward = nn.Sequential(inward, activation(), outward)
+        self.feed_forward = _feed_forward(dim, hidden, activation, has_bias=has_feed_bias)
         self.norm_attention, self.norm_cross, self.norm_feed_forward = (nn.LayerNorm(dim, epsilon) for _ in range(3))
 
     def forward(self, x: Tensor, memory: Tensor, is_valid: Tensor | None = None) -> Tensor:
@@ -254,6 +252,10 @@ class Transformer(nn.Module):
             else:
                 x = block(x, is_valid, few, rotations)
         return self.norm(x)
+
+
+def _feed_forward(dim: int, hidden: int, activation: Callable[[], nn.Module], *, has_bias: bool) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, hidden, bias=has_bias), activation(), nn.Linear(hidden, dim, bias=has_bias))
 
 
 def _per_head(is_valid: Tensor | None) -> Tensor | None:
