@@ -118,7 +118,7 @@ class _Server:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(wanted) + "\n")
             self._process.stdin.flush()
-            if not self._begun.wait(120):
+            if not self._begun.wait(600):
                 raise RuntimeError(f"the server of commands did not answer; it ended: {self._process.poll()}")
             return next(pid for pid, other in self._running.items() if other is command)
 

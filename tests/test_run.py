@@ -86,6 +86,13 @@ def test_kill_9_and_resume_end_in_the_same_weights(finished, tmp_path):
     done = launch(*command, "resume=true")
     assert done.returncode == 0, done.stderr
     assert_same_weights(weights(run_dir, 40), weights(finished, 40))
+    assert evaluated(run_dir) == evaluated(finished)  # also those from before it was killed
+
+
+def evaluated(run_dir: Path) -> dict[str, list[int]]:
+    """At which steps every evaluator was heard, as the summary says."""
+    found = json.loads((run_dir / "summary.json").read_text())["evaluations"]
+    return {name: [block["step"] for block in blocks] for name, blocks in found.items()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

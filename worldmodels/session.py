@@ -100,7 +100,7 @@ def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[s
     objective = build.build_objective(cfg, source, device)
     learner = build.build_learner(cfg, objective, device)
     saved = checkpoint.steps(run_dir / "checkpoints")
-    start, best = 0, None
+    start, best, judged = 0, None, None
     source.attach(objective if isinstance(objective, Policy) else None)
     if saved:
         path = checkpoint.path_of(run_dir / "checkpoints", saved[-1])
@@ -110,6 +110,7 @@ def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[s
             source.restore(checkpoint.load_source(path))
         state = checkpoint.read_state(path)
         start, best = saved[-1], tuple(state["best"]) if state["best"] else None
+        judged = state.get("judged")
 
     distributed.barrier()  # every process has looked at the folder before the first one writes to it
     with sole_writer(run_dir) if distributed.is_main() else nullcontext():
@@ -144,6 +145,7 @@ def _run(cfg: DictConfig, device: torch.device, command: str, choices: Mapping[s
             state={"config": resolved(cfg), "spec": str(source.spec), "versions": versions(), "commit": git_commit()},
             keep_best=cfg.keep_best,
             start_step=start,
+            judged=judged,
             best=best,
         )
         code = trainer.fit()
@@ -184,10 +186,13 @@ class Record:
             "parameters": build.num_parameters(objective),
             "phases": {p.name: [0, cfg.steps] if p.span is None else [*p.span[:2]] for p in self.phases},
             "evaluations": {},
+            "updates_per_second": 0.0,
         }
         path = run_dir / "summary.json"
-        if start and path.is_file():  # a resumed run keeps its earlier evaluations
-            self.summary["evaluations"] = json.loads(path.read_text()).get("evaluations", {})
+        if start and path.is_file():  # a resumed run keeps its earlier evaluations; later ones will be made again
+            earlier = json.loads(path.read_text()).get("evaluations", {})
+            kept = {name: [block for block in blocks if block["step"] <= start] for name, blocks in earlier.items()}
+            self.summary["evaluations"] = {name: blocks for name, blocks in kept.items() if blocks}
         if self.is_main:
             self.logger = Logger(run_dir, start_step=start, **build.to_dict(cfg.logger))
             self.progress = Progress(cfg.steps, start)
@@ -205,27 +210,31 @@ class Record:
         return {"operations": spent(self.phases, self.costs, batch_size=self.batch_size, step=step)}
 
     def evaluation(self, name: str, step: int, result: TensorDict) -> None:
-        """Keep an evaluation's numbers for the summary and its pictures for the report."""
+        """Keep an evaluation's numbers in the summary, where a run that breaks leaves them, and its pictures."""
         block = save_evaluation(self.run_dir, name, step, result)
         self.summary["evaluations"].setdefault(name, []).append({**block, **self.operations(step)})
+        self._write(steps=step, is_finished=False)
 
     def finish(self, trainer: Trainer, code: int) -> None:
         """Write summary.json and report.html."""
         if not self.is_main:
             return
         done = checkpoint.steps(trainer.checkpoints)
-        self.summary |= {
-            "steps": done[-1] if done else 0,
-            "updates_per_second": trainer.stopwatch.per_second,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            **self.operations(done[-1] if done else 0),
-            "seconds": time.time() - self.started,
-            "is_finished": code == 0,
-        }
-        atomic_write(self.run_dir / "summary.json", json.dumps(self.summary, indent=1))
+        self.summary["updates_per_second"] = trainer.stopwatch.per_second
+        self._write(steps=done[-1] if done else 0, is_finished=code == 0)
         self.progress.close()
         self.logger.close()
         report = write_report(self.run_dir)
         where = f"step {self.summary['steps']} of {trainer.steps}; report: {report}"
         again = f"; go on with the same command, run_dir={self.run_dir} and resume=true"
         print(f"done: {where}" if code == 0 else f"stopped: {where}{again}")
+
+    def _write(self, *, steps: int, is_finished: bool) -> None:
+        self.summary |= {
+            "steps": steps,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            **self.operations(steps),
+            "seconds": time.time() - self.started,
+            "is_finished": is_finished,
+        }
+        atomic_write(self.run_dir / "summary.json", json.dumps(self.summary, indent=1))

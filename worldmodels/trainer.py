@@ -61,6 +61,8 @@ class Trainer:
     keep_best: str | None = None
     """"evaluator/metric" whose largest value marks the best checkpoint."""
     start_step: int = 0
+    judged: Sequence[str] | None = None
+    """Evaluators that were heard at ``start_step``, as its checkpoint says; None: all that were due."""
     best: tuple[float, int] | None = None
     stopwatch: Stopwatch = field(init=False)
     _signal: int | None = field(default=None, init=False)
@@ -81,6 +83,8 @@ class Trainer:
         clocks = (should_log, should_save, *(Clock(e.every) for e in self.evaluators))
         if self.start_step == 0:
             self._evaluate(0)
+        elif self.judged is not None and self._evaluate(self.start_step, but=self.judged):
+            self._save(self.start_step)
         self.stopwatch.resume()
         for step in range(self.start_step, self.steps):
             self.learner.update(self._batch(step, generator), step)
@@ -122,10 +126,12 @@ class Trainer:
             kept = f"the last good checkpoint is step {good[-1]} in" if good else "no checkpoint was written yet to"
             raise FloatingPointError(f"stopped at step {done}: {error}; {kept} {self.checkpoints}") from None
 
-    def _evaluate(self, done: int) -> None:
+    def _evaluate(self, done: int, but: Sequence[str] = ()) -> bool:
+        """Hear the evaluators that are due, ``but`` those already heard; returns whether there were any."""
+        self.judged = [*but]
         with one_round():
             for evaluator in self.evaluators:
-                if not (Clock(evaluator.every)(done) or done == self.steps):
+                if evaluator.name in but or not (Clock(evaluator.every)(done) or done == self.steps):
                     continue
                 if distributed.is_main():
                     result = evaluator(self.objective, done)
@@ -136,7 +142,9 @@ class Trainer:
                     value, least = values.get(self.keep_best or "", float("nan")), self.best or (float("-inf"), 0)
                     if done and value >= least[0]:  # never so for NaN: an evaluation without a countable episode
                         self.best = (value, done)
+                self.judged.append(evaluator.name)
                 distributed.barrier()
+        return len(self.judged) > len(but)
 
     @property
     def checkpoints(self) -> Path:
@@ -145,7 +153,7 @@ class Trainer:
 
     def _save(self, done: int) -> None:
         if distributed.is_main():
-            state = {**self.state, "best": self.best}
+            state = {**self.state, "best": self.best, "judged": self.judged}
             optimizer = self.learner.optimizer_tensors()
             gathered = self.source.gathered() if hasattr(self.source, "gathered") else None
             checkpoint.save(

@@ -127,7 +127,7 @@ def test_newest_and_best_checkpoints_are_kept(tmp_path):
     assert run.trainer.best == (0.9, 8)
     assert checkpoint.steps(run.trainer.checkpoints) == [8, 12]
     state = checkpoint.read_state(checkpoint.path_of(run.trainer.checkpoints, 12))
-    assert state == {"config": {"a": 1}, "best": [0.9, 8], "step": 12}
+    assert state == {"config": {"a": 1}, "best": [0.9, 8], "judged": ["judge"], "step": 12}
 
 
 def test_an_evaluation_without_a_score_is_never_the_best(tmp_path):
@@ -137,17 +137,32 @@ def test_an_evaluation_without_a_score_is_never_the_best(tmp_path):
     assert run.trainer.best == (-3.0, 8)
 
 
-def test_a_fault_in_an_evaluator_does_not_cost_the_training(tmp_path):
-    class Broken(Judge):
-        def __call__(self, objective, step):
-            if step:
-                raise KeyError("no such task")
-            return super().__call__(objective, step)
+class Broken(Judge):
+    """Fails whenever something was trained."""
 
-    run = Run(tmp_path, evaluators=(Broken({}, every=5),))
+    def __call__(self, objective, step) -> TensorDict:
+        if step:
+            raise KeyError("no such task")
+        return super().__call__(objective, step)
+
+
+@pytest.mark.parametrize("every", [5, 0])  # on the way, at the end
+def test_a_fault_in_an_evaluator_costs_neither_the_training_nor_an_evaluation(tmp_path, every):
+    heard, scores = Judge({}, every=every, name="heard"), {5: 3.0, 12: 2.0}
+    run = Run(tmp_path, evaluators=(heard, Broken({}, every=every)), keep_best="judge/score")
     with pytest.raises(KeyError, match="no such task"):
         run.trainer.fit()
-    assert checkpoint.steps(run.trainer.checkpoints) == [5]
+    (done,) = checkpoint.steps(run.trainer.checkpoints)
+    assert done == (every or 12)
+    state = checkpoint.read_state(checkpoint.path_of(run.trainer.checkpoints, done))
+    assert state["judged"] == ["heard"]
+    mended = Judge(scores, every=every)
+    again = Run(tmp_path, evaluators=(heard, mended), keep_best="judge/score", start_step=done, judged=state["judged"])
+    assert again.trainer.fit() == 0
+    assert mended.seen == {5: [5, 10, 12], 0: [12]}[every]
+    assert heard.seen == {5: [0, 5, 10, 12], 0: [12]}[every]
+    assert again.trainer.best == (scores[done], done)
+    assert checkpoint.read_state(checkpoint.path_of(again.trainer.checkpoints, 12))["judged"] == ["heard", "judge"]
 
 
 def test_evaluators_change_nothing_in_training(tmp_path):
