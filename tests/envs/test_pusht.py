@@ -74,13 +74,13 @@ def test_the_goal_covers_itself_and_nothing_covers_it_from_afar() -> None:
 
 
 @given(places, places, angles)
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_coverage_is_the_share_of_the_goals_pixels(x: float, y: float, angle: float) -> None:
     """Counted in a drawing without agent, in which block hides goal."""
     away = np.array([-100.0, -100.0])
-    goal = (picture(np.array([*away, *away, 0.0]), 512) == (144, 238, 144)).all(-1)
-    hidden = goal & (picture(np.array([*away, x, y, angle]), 512) == (119, 136, 153)).all(-1)
-    assert coverage((x, y, angle)) == pytest.approx(hidden.sum() / goal.sum(), abs=0.02)
+    goal = (picture(np.array([*away, *away, 0.0]), 256) == (144, 238, 144)).all(-1)
+    hidden = goal & (picture(np.array([*away, x, y, angle]), 256) == (119, 136, 153)).all(-1)
+    assert coverage((x, y, angle)) == pytest.approx(hidden.sum() / goal.sum(), abs=0.05)
 
 
 @given(places, places, angles)
@@ -183,13 +183,11 @@ def test_pictures_show_agent_block_and_goal() -> None:
 # --- people's demonstrations --------------------------------------------------------------------------------------
 @pytest.mark.data
 def test_recorded_actions_have_their_recorded_effects(people: dict[str, np.ndarray]) -> None:
-    """Every tenth episode, from its first state to its end; they end where people were content."""
+    """Every twentieth episode, from its first state to its end; they end where people were content."""
     ends = people["episode_ends"]
     states, actions = (np.split(people[key], ends[:-1]) for key in ("state", "action"))
     env, best = PushTEnv(), []
-    for number in range(0, len(ends), 10):
-        if number == 50:
-            continue  # it begins in contact, which its first state does not tell
+    for number in range(1, len(ends), 20):
         env.begin(states[number][0])
         seen, covered = [], []
         for action in actions[number]:
