@@ -22,6 +22,7 @@ Arrays = dict[str, np.ndarray]
 _FLAGS = {
     "reward": np.float64,
     "success": np.float64,
+    "coverage": np.float64,
     "terminated": np.bool_,
     "truncated": np.bool_,
     "stepped": np.bool_,
@@ -129,7 +130,9 @@ class EnvGroup:
                 with self._running(env, stream):
                     observation, info = env.reset(seed=third)
                     solved = self._maker.is_solved(env)
-                rows.append(self._row(env, observation, **_START | {"success": solved}))
+                rows.append(
+                    self._row(env, observation, **_START | {"success": solved, "coverage": info.get("coverage")})
+                )
                 self.goals.append(info.get("goal"))
         self._steps = 0
         self._now = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
@@ -142,8 +145,9 @@ class EnvGroup:
             actions: float [n, A]; clipped to [-1, 1]. Rows of finished environments are ignored.
 
         Returns:
-            "observation" [n, ...]; "reward", and where defined "success", float64 [n]; "terminated", "truncated" bool
-            [n], which stay true; "stepped" bool [n], true where this call did step; "physics/..." [n, ...].
+            "observation" [n, ...]; "reward", and where defined "success", "coverage", float64 [n]; "terminated",
+            "truncated" bool [n], which stay true; "stepped" bool [n], true where this call did step; "physics/..."
+            [n, ...].
         """
         now = self._now
         stepped = ~(now["terminated"] | now["truncated"])
@@ -165,6 +169,7 @@ class EnvGroup:
                     observation,
                     reward=reward,
                     success=info.get("success"),
+                    coverage=info.get("coverage"),
                     terminated=terminated,
                     truncated=truncated or is_last,
                     stepped=True,

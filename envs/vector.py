@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.stepping import Arrays, EnvGroup, RemoteGroup
 from worldmodels.keys import ACTION, OBSERVATION, PHYSICS, PIXELS, REWARD, STATE, TERMINATED
 
-SUCCESS, TRUNCATED, ALIVE = "success", "truncated", "alive"
+SUCCESS, COVERAGE, TRUNCATED, ALIVE = "success", "coverage", "truncated", "alive"
 Entries = Callable[[Tensor], dict[str, Tensor]]
 """Takes flat observations float32 [N, S] apart into entries [N, ...] by name."""
 
@@ -80,9 +80,9 @@ class VectorEnv:
             td: batch size [N] with "action" [N, A]; clipped to [-1, 1].
 
         Returns:
-            batch size [N]: "observation"; "reward" and where defined "success" float32 [N]; "terminated" and
-            "truncated" bool [N], which stay true; "alive" bool [N], whether the environment runs on; "physics", on the
-            CPU.
+            batch size [N]: "observation"; "reward" and where defined "success", "coverage" float32 [N]; "terminated"
+            and "truncated" bool [N], which stay true; "alive" bool [N], whether the environment runs on; "physics", on
+            the CPU.
         """
         actions = td[ACTION].detach().to("cpu", torch.float32).numpy()
         if len(actions) != self.num_envs:
@@ -144,8 +144,9 @@ class VectorEnv:
             },
             num,
         )
-        if "success" in arrays:
-            out[SUCCESS] = torch.from_numpy(arrays["success"]).float()
+        for key in (SUCCESS, COVERAGE):
+            if key in arrays:
+                out[key] = torch.from_numpy(arrays[key]).float()
         out = out.to(self._device)
         out.clear_device_()  # physics stays on the CPU, whatever the device of the rest
         physics = {key.removeprefix("physics/"): value for key, value in arrays.items() if key.startswith("physics/")}

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("worldmodels", "torch", "tensordict", "torchrl", "numpy", "gymnasium", "mujoco", "dm_control", "ogbench")
+_PACKAGES = (
+    "worldmodels",
+    "torch",
+    "tensordict",
+    "torchrl",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "dm_control",
+    "ogbench",
+    "pymunk",
+)
 
 
 def versions() -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Episodes in vectorised environments: all tasks and episodes step together, with one policy call a step.
 
 What an environment must give: ``reset() -> td[N]`` and ``step(td) -> td[N]`` with "observation", "reward",
-"terminated", "truncated" and where defined "success" and "physics"; no automatic reset; ``render(i)``; ``close()``.
+"terminated", "truncated" and where defined "success", "coverage" and "physics"; no automatic reset; ``render(i)``;
+``close()``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from worldmodels.keys import ACTION, NOISE, OBSERVATION, PHYSICS, REWARD, TASK, 
 Judge = Callable[[TensorDict], tuple[Tensor, Tensor | None]]
 """What replaces a benchmark's own judgement: td[E] -> (reward [E], success bool [E] or None where there is none)."""
 
-SUCCESS, TRUNCATED = "success", "truncated"
+SUCCESS, COVERAGE, TRUNCATED = "success", "coverage", "truncated"
 NO_TIME_LIMIT = 100_000  # steps after which an environment without a limit is an error
 
 
@@ -50,6 +51,7 @@ class Episodes:
     paths: Tensor  # float64 [T + 1, E, 2], first two coordinates of qpos, NaN after the end; [0, E, 2] without physics
     frames: list[np.ndarray]  # uint8 [H, W, 3], of the first episode, if filmed
     note: str  # why there are no frames though they were asked for
+    coverage: Tensor | None = None  # float64 [E], the greatest after any step; None where the task tells none
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class _Task:
         _, solved, _ = self._judged()
         self.is_solved_at_start = torch.zeros(num, dtype=torch.bool) if solved is None else solved
         self.success: Tensor | None = None
+        self.coverage: Tensor | None = None
         self.running = torch.ones(num, dtype=torch.bool)
         self.positions = [_position(self.now)]
         self.frames: list[np.ndarray] = []
@@ -95,6 +98,10 @@ class _Task:
         if success is not None:
             before = torch.zeros_like(self.running) if self.success is None else self.success
             self.success = before | (success & self.running)
+        covered = self.now.get(COVERAGE, None)
+        if covered is not None:
+            before = torch.zeros_like(self.returns) if self.coverage is None else self.coverage
+            self.coverage = before.maximum(torch.where(self.running, covered.cpu().double(), 0.0))
         position = _position(self.now)
         if position is not None:
             self.positions.append(torch.where(self.running[:, None], position, torch.nan))
@@ -121,7 +128,16 @@ class _Task:
         paths = [position for position in self.positions if position is not None]
         empty = torch.zeros(0, len(self.returns), 2, dtype=torch.float64)
         path = torch.stack(paths) if paths else empty
-        return Episodes(self.returns, self.lengths, self.success, self.is_solved_at_start, path, self.frames, self.note)
+        return Episodes(
+            self.returns,
+            self.lengths,
+            self.success,
+            self.is_solved_at_start,
+            path,
+            self.frames,
+            self.note,
+            self.coverage,
+        )
 
 
 def rollout(

@@ -183,15 +183,16 @@ def score(played: Mapping[str, Episodes], *, seed: int) -> tuple[dict[str, float
 
     Returns:
         "<task>/success", "<task>/return" and their means over tasks "success", "return", each with a 95 % bootstrap
-        interval "_low", "_high"; success only where it is defined; "length" likewise, without interval.
+        interval "_low", "_high"; success, and "coverage" (of a goal, the greatest of an episode), only where they are
+        defined; "length" likewise, without interval.
     """
     metrics: dict[str, float] = {}
     generator = Generator().manual_seed(seed)
     counted = {task: ~episodes.is_solved_at_start for task, episodes in played.items()}
-    for name in ("success", "return"):
+    for name, field in {"success": "success", "coverage": "coverage", "return": "returns"}.items():
         groups: dict[str, Tensor] = {}
         for task, episodes in played.items():
-            values = episodes.success if name == "success" else episodes.returns
+            values = getattr(episodes, field)
             if values is not None:
                 groups[task] = values.double()[counted[task]]
         if not groups:
@@ -246,6 +247,8 @@ def episode_list(played: Mapping[str, Episodes], *, seeds: Mapping[str, int]) ->
                 row["start"] = episodes.paths[0, i].tolist()
             if episodes.success is not None:
                 row["success"] = bool(episodes.success[i])
+            if episodes.coverage is not None:
+                row["coverage"] = float(episodes.coverage[i])
             row |= {"return": float(episodes.returns[i]), "length": int(episodes.lengths[i])}
             rows.append(row | {"is_solved_at_start": bool(episodes.is_solved_at_start[i])})
     return ("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n").encode()
