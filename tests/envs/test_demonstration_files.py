@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,16 @@ def test_unknown_places_formats_and_shares_are_refused(tmp_path: Path) -> None:
         RecordedDemonstrations(path=path, demonstrations=11)
     with pytest.raises(ValueError, match=r"of 1 demonstrations 1 are for tests .*0 are left"):
         RecordedDemonstrations(path=write_npz(tmp_path / "one", given((4,))))
+
+
+@pytest.mark.parametrize(("name", "package"), [("robomimic", "h5py"), ("lerobot_3", "pyarrow"), ("zarr", "zarr")])
+def test_packages_to_install_are_named(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = WRITERS[name][1](tmp_path / "data", given())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"data.* needs {package}: pip install 'worldmodels\[imitation\]'"):
+        RecordedDemonstrations(path=path)
 
 
 def test_minari_without_vectors_is_refused(tmp_path: Path) -> None:
