@@ -27,6 +27,7 @@ class Demonstration(NamedTuple):
     observation: dict[str, np.ndarray]  # each [T, ...]
     action: np.ndarray  # float32 [T, A]
     is_success: bool = True  # whether the last action solved the task
+    name: str = ""  # of its file and place there, for messages
 
 
 class Demonstrations(StoredEpisodes):
@@ -88,7 +89,7 @@ class Demonstrations(StoredEpisodes):
         if not episodes:
             raise ValueError(f"there are no demonstrations for {part}")
         for number, episode in enumerate(episodes):
-            self._check(episode, f"{part} episode {number}")
+            self._check(episode, episode.name or f"{part} episode {number}")
         if not any(episode.is_success for episode in episodes):
             raise ValueError(
                 f"none of the {len(episodes)} {part} episodes solves its task: there is nothing to imitate"
