@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,20 +52,6 @@ def source(folder: Path) -> Iterator[MetaWorld]:
 
 def _source(folder: Path, **options: Any) -> MetaWorld:
     return MetaWorld(**({"tasks": TASKS, "demonstrations": 3, "test_demonstrations": 2, "data_dir": folder} | options))
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Files are made in this process; gives the jobs."""
-    done: list[tuple[Any, ...]] = []
-
-    def run(function: Callable[..., None], jobs: list[tuple[Any, ...]], **_: Any) -> None:
-        for job in jobs:
-            done.append(job)
-            function(*job)
-
-    monkeypatch.setattr(oracle_attempts, "run_jobs", run)
-    return done
 
 
 def _files(folder: Path) -> dict[str, bytes]:
