@@ -26,6 +26,7 @@ _STITCH_DISTANCE = 4  # cells between start and goal
 _RANDOM_ACTIONS = {"cube": 0.1, "scene": 0.1, "puzzle": 0.2}  # chance of a random action, "noisy" only
 _MIN_NORM = 0.4  # m; closed-loop oracles never aim closer than this
 _ARM_NOISE = 0.1
+ARM_NOISE_SCALE = np.array([1, 1, 1, 3, 10])  # of x, y, z, yaw and gripper
 _PLAN_SMOOTHING = 0.5  # standard deviation of the filter over the plan's noise, in steps
 _STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
 
@@ -125,7 +126,7 @@ class ArmBehavior:
         self.env: Any = gymnasium.make(
             dataset.env_id, terminate_at_goal=False, mode="data_collection", disable_env_checker=True
         ).unwrapped
-        self._oracles = _oracles(self.env, self._family, is_noisy=self._is_noisy)
+        self._oracles = arm_oracles(self.env, self._family, is_noisy=self._is_noisy)
 
     def episode(self, steps: int, *, seed: int) -> dict[str, np.ndarray]:
         """Act for ``steps`` transitions; returns the arrays of one trajectory, ``steps`` + 1 rows.
@@ -143,7 +144,7 @@ class ArmBehavior:
         env = self.env
         observation, info = env.reset(seed=seed)
         stacking = np.random.uniform(*self._stacking)
-        scale = np.random.uniform(0, _ARM_NOISE) * np.array([1, 1, 1, 3, 10]) if self._is_noisy else None
+        scale = np.random.uniform(0, _ARM_NOISE) * ARM_NOISE_SCALE if self._is_noisy else None
         oracle = self._oracles[info["privileged/target_task"]]
         oracle.reset(observation, info)
         rows = _Rows(steps + 1)
@@ -194,7 +195,7 @@ class _Rows:
         return {**self._columns, "terminals": terminals}
 
 
-def _oracles(env: Any, family: str, *, is_noisy: bool) -> dict[str, Any]:
+def arm_oracles(env: Any, family: str, *, is_noisy: bool) -> dict[str, Any]:
     """One scripted policy for each kind of target of the environment."""
     from ogbench.manipspace.oracles.markov.button_markov import ButtonMarkovOracle
     from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle

@@ -30,7 +30,7 @@ class OGBenchMaker:
         self._template: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dataset": self.dataset, "_template": None}  # another process builds its own
+        return vars(self) | {"_template": None}  # another process builds its own
 
     @property
     def max_steps(self) -> int:

@@ -13,7 +13,9 @@ from worldmodels.spelling import did_you_mean
 
 _MAZES = {"medium": 1000, "large": 1000, "giant": 500, "teleport": 1000}  # trajectories of "navigate"
 _BODIES = {"point": (2, 2), "ant": (29, 8), "humanoid": (69, 21), "antsoccer": (42, 8)}  # observation, action
-_ARM, _CUBE, _BUTTON = 19, 9, 4  # observation entries: of the arm, of each cube, of each button
+ARM_STATE, _CUBE, _BUTTON = 19, 9, 4  # observation entries: of the arm, of each cube, of each button
+ARM_CENTER, ARM_SCALE = (0.425, 0.0, 0.0), 10.0  # how an arm's observation shifts and scales positions
+DRAWER_SCALE, WINDOW_SCALE = 18.0, 15.0
 _ARMS = {
     "cube-single": 1000,
     "cube-double": 1000,
@@ -89,7 +91,7 @@ class Dataset(NamedTuple):
         if self.is_maze:
             return (self._body[0],)
         handles = 4 * int("scene" in self.name)  # position and velocity of drawer and window
-        return (_ARM + _CUBE * self.num_cubes + _BUTTON * self.num_buttons + handles,)
+        return (ARM_STATE + _CUBE * self.num_cubes + _BUTTON * self.num_buttons + handles,)
 
     @property
     def action_dim(self) -> int:

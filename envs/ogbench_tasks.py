@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs import rendering
 from envs.ogbench_envs import OGBenchMaker
+from envs.ogbench_names import ARM_CENTER, ARM_SCALE
 from envs.stepping import EnvGroup, task_number
 from envs.suite import Maze, SimulatedTasks, plain_fields
 from worldmodels.keys import OBSERVATION, PHYSICS, PIXELS, STATE
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _ARM_TOLERANCE = 0.04  # m; for drawer and window too
 _FIRST_OBJECT, _CUBE = 14, 7  # entries of qpos before the first object, and of a cube: position and quaternion
-_CENTER, _SCALE = (0.425, 0.0, 0.0), 10.0  # how an arm's observation shifts and scales positions
 _EFFECTOR, _YAW, _GRIPPER, _CONTACT = slice(12, 15), slice(15, 17), 17, 18  # where an arm's observation has them
 _GRIPPER_SCALE = 3.0
 
@@ -249,7 +249,7 @@ class OGBenchTasks(SimulatedTasks):
 def _arm_fields(state: Tensor) -> dict[str, Tensor]:
     cos, sin = state[:, _YAW].unbind(-1)
     return {
-        "effector_pos": state[:, _EFFECTOR] / _SCALE + torch.tensor(_CENTER, dtype=state.dtype),
+        "effector_pos": state[:, _EFFECTOR] / ARM_SCALE + torch.tensor(ARM_CENTER, dtype=state.dtype),
         "effector_yaw": torch.atan2(sin, cos),
         "gripper_opening": state[:, _GRIPPER] / _GRIPPER_SCALE,
         "gripper_contact": state[:, _CONTACT],

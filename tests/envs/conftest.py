@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from envs import object_cache, render_objects
+from envs import object_cache, oracle_attempts, render_objects
 from envs.collect import collect
 from envs.ogbench_names import find_dataset
 
@@ -70,4 +71,18 @@ def jobs_done(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
 
     for module in (object_cache, render_objects):
         monkeypatch.setattr(module, "run_jobs", run)
+    return done
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """Attempts of experts are made in this process; gives the jobs."""
+    done: list[tuple[Any, ...]] = []
+
+    def run(function: Callable[..., None], jobs: list[tuple[Any, ...]], **_: Any) -> None:
+        for job in jobs:
+            done.append(job)
+            function(*job)
+
+    monkeypatch.setattr(oracle_attempts, "run_jobs", run)
     return done

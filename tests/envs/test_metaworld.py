@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs import metaworld_collect, rendering
-from envs.metaworld import MetaWorld, entries
-from envs.metaworld_collect import attempt, collect, success_rate
+from envs import oracle_attempts, rendering
+from envs.metaworld import MetaWorld
+from envs.metaworld_collect import EXPERT, attempt
 from envs.metaworld_envs import MetaWorldEnv, MetaWorldMaker, expert, task_names
+from envs.oracle_attempts import default_data_dir, seed_of, success_rate
+from envs.oracle_demonstrations import entries
 from envs.rendering import RenderError
 from worldmodels.evals.tasks import play, score
 
 TASKS = ("window-close", "drawer-open")
+collect = partial(oracle_attempts.collect, EXPERT)
 
 try:
     task_names()
@@ -48,20 +52,6 @@ def source(folder: Path) -> Iterator[MetaWorld]:
 
 def _source(folder: Path, **options: Any) -> MetaWorld:
     return MetaWorld(**({"tasks": TASKS, "demonstrations": 3, "test_demonstrations": 2, "data_dir": folder} | options))
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Files are made in this process; gives the jobs."""
-    done: list[tuple[Any, ...]] = []
-
-    def run(function: Callable[..., None], jobs: list[tuple[Any, ...]], **_: Any) -> None:
-        for job in jobs:
-            done.append(job)
-            function(*job)
-
-    monkeypatch.setattr(metaworld_collect, "run_jobs", run)
-    return done
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -114,7 +104,7 @@ def test_recorded_actions_give_the_recorded_observations(task: str) -> None:
     assert env.is_solved
     flat = torch.from_numpy(np.stack(seen[:-1]).astype(np.float32))
     assert torch.equal(flat[:, :-1], torch.from_numpy(made.observation))
-    assert (entries(flat)["task_index"] == 3).all()
+    assert (entries(flat, 4)["task_index"] == 3).all()
 
 
 @pytest.mark.parametrize("task", ["window-close", "window-open", "drawer-open", "dial-turn", "coffee-pull"])
@@ -219,9 +209,7 @@ def test_more_demonstrations_begin_with_the_fewer(folder: Path, tmp_path: Path, 
 
 def test_failures_are_left_out_or_kept_without_their_actions(tmp_path: Path, in_process: list[Any]) -> None:
     """Short attempts of an arm that needs about ninety steps: some succeed."""
-    lengths = [
-        len(attempt("drawer-open", metaworld_collect._seed("drawer-open", "train", i, 0), 200).action) for i in range(5)
-    ]
+    lengths = [len(attempt("drawer-open", seed_of("drawer-open", "train", i, 0), 200).action) for i in range(5)]
     limit = sorted(lengths)[2]
     options = {"tasks": ["drawer-open"], "demonstrations": 3, "test_demonstrations": 1, "max_steps": limit}
     without = MetaWorld(**options, data_dir=tmp_path)
@@ -334,4 +322,4 @@ def test_pictures_that_cannot_be_drawn_are_said(monkeypatch: pytest.MonkeyPatch)
 
 def test_data_live_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("METAWORLD_DATA_DIR", str(tmp_path))
-    assert metaworld_collect.default_data_dir() == tmp_path
+    assert default_data_dir("metaworld") == tmp_path
