@@ -52,8 +52,8 @@ class Folder(NamedTuple):
             raise ValueError(f"{self.root / _INFO}: {template} cannot be filled in: {error!r}") from error
 
     def features(self, *kinds: str) -> list[str]:
-        """Names of the features of these kinds."""
-        return [name for name, facts in self.info["features"].items() if facts["dtype"] in kinds]
+        """Names of the features whose types begin so."""
+        return [name for name, facts in self.info["features"].items() if facts["dtype"].startswith(kinds)]
 
 
 Version = tuple[Callable[[Folder], Iterator[Episode]], Callable[[Path], dict[int, str]]]
@@ -74,9 +74,9 @@ def read(path: Path) -> Iterator[Recording]:
     """
     folder, (find_episodes, find_tasks) = _opened(path)
     tasks = find_tasks(path)
-    left_out = {*folder.features("video", "image", "string", "language")}
+    numbers = {*folder.features("float", "int", "uint", "bool")}
     for file, episodes in itertools.groupby(find_episodes(folder), key=lambda episode: episode.file):
-        table = _table(file, lambda name: name not in left_out)
+        table = _table(file, numbers.__contains__)
         if missing := [name for name in (EPISODE, FRAME, "action") if name not in table.column_names]:
             raise ValueError(f"{file}: there is no {missing[0]}; it has {', '.join(table.column_names)}")
         columns = {name: _numbers(table[name], f"{file}: {name}") for name in table.column_names}
@@ -157,7 +157,7 @@ def _tasks_2(root: Path) -> dict[int, str]:
 def _tasks_3(root: Path) -> dict[int, str]:
     """Texts may be the index of the data frame that was written; pandas' name for that column does not matter."""
     table = _table(root / "meta/tasks.parquet")
-    text = next((name for name in table.column_names if name != TASK), TASK)
+    text = "task" if "task" in table.column_names else next((n for n in table.column_names if n != TASK), TASK)
     return dict(zip(table[TASK].to_pylist(), map(str, table[text].to_pylist()), strict=True))
 
 
