@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrl.data import Composite
 
 from perception.normalize import FittedNorm
-from worldmodels.core import Encoder, Objective
+from worldmodels.core import USE_DEMONSTRATIONS, Encoder, Objective
 from worldmodels.keys import ACTION, HAS_ACTION, IS_PADDED, OBSERVATION, POOLED
 from worldmodels.losses import masked_l1
 
@@ -50,7 +50,7 @@ class ImitationPolicy(Objective):
         super().__init__()
         if ACTION not in spec.keys():
             have = ", ".join(sorted(map(str, spec.keys())))
-            raise ValueError(f"{type(self).__name__} imitates actions; the data have {have}. Use env=metaworld")
+            raise ValueError(f"{type(self).__name__} imitates actions; the data have {have}. {USE_DEMONSTRATIONS}")
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else encoder(spec)
         self.action_dim = spec[ACTION].shape[-1]
         self.is_normalized, self.action_norm = is_normalized, FittedNorm(self.action_dim)
@@ -64,7 +64,7 @@ class ImitationPolicy(Objective):
         if not hasattr(source, "statistics"):
             raise ValueError(
                 f"{type(self).__name__} normalises by the training data's statistics, and {type(source).__name__} has "
-                "none (statistics()). Use env=metaworld"
+                f"none (statistics()). {USE_DEMONSTRATIONS}"
             )
         statistics = source.statistics()
         if isinstance(self.encoder, Fits):

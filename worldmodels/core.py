@@ -18,6 +18,8 @@ from tensordict import TensorDict
 from torch import Generator, Tensor, nn
 from torchrl.data import Composite
 
+USE_DEMONSTRATIONS = "Use env=metaworld, ogbench_oracles, pusht or demonstrations"  # what errors advise without any
+
 
 @runtime_checkable
 class Policy(Protocol):

@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from worldmodels.core import Objective, Policy
+from worldmodels.core import USE_DEMONSTRATIONS, Objective, Policy
 from worldmodels.evals.line_picture import lines_picture
 from worldmodels.evals.results import judging, pack
 from worldmodels.evals.rollout import DecidesAhead
@@ -147,7 +147,7 @@ def held_out_demonstrations(source: Any, name: str) -> Any:
     if lacks := [what for what in ("split", "store", "statistics") if not hasattr(source, what)]:
         raise ValueError(
             f"{name} needs demonstrations, some of them held out; {type(source).__name__} has no {lacks[0]}. "
-            "Use env=metaworld"
+            f"{USE_DEMONSTRATIONS}"
         )
     return source.split("test")
 
