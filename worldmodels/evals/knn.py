@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from torch.nn import functional as F
-from torchrl.data import Composite
 
-from worldmodels.core import Encoder, Objective
-from worldmodels.evals.probes import classification_metrics, embedded_parts
-from worldmodels.evals.results import pack, require_parts
-from worldmodels.keys import POOLED
+from worldmodels.evals.probes import LabelProbe, classification_metrics
 
 MOST_PRODUCTS = 2**24  # similarities held at a time: 64 MiB
 
 
-class NearestNeighbours:
-    """Weighted k nearest neighbours by cosine, for every representation an objective offers and for the raw input.
+class NearestNeighbours(LabelProbe):
+    """Weighted k nearest neighbours by cosine.
 
     A neighbour of cosine s votes for its class with weight exp(s / temperature). Metrics: "<representation>/accuracy"
-    and "/macro_f1" on test rows, "/val_accuracy" on validation rows; "raw" is the input itself, the control. The
-    untrained network is the row of step 0.
+    and "/macro_f1" on test rows, "/val_accuracy" on validation rows. The untrained network is the row of step 0.
 
     Args:
-        source: with ``part(name)`` of "train", "val", "test" and ``num_classes``.
-        every: steps between two looks; 0 looks at the end only.
-        raw: factory of an encoder without weights.
         k: neighbours that vote; all training rows if there are fewer.
         temperature: of the votes.
-        num: most rows of each part, the same random ones every time; null takes all of them.
-        chunk: rows encoded at a time.
-        seed: of the rows that ``num`` leaves.
-        name: of this evaluator in logs and files.
+        options: see ``LabelProbe``.
 
     Raises:
         ValueError: if the source has no labelled parts or no classes.
@@ -44,45 +32,18 @@ class NearestNeighbours:
     al., DINO (arXiv 2104.14294), found best, instead of 200.
     """
 
-    def __init__(
-        self,
-        *,
-        source: Any,
-        every: int,
-        raw: Callable[[Composite], Encoder],
-        k: int = 20,
-        temperature: float = 0.07,
-        num: int | None = None,
-        chunk: int = 256,
-        seed: int = 0,
-        name: str = "knn",
-    ) -> None:
-        require_parts(source, name)
-        if not source.num_classes:
+    def __init__(self, *, k: int = 20, temperature: float = 0.07, name: str = "knn", **options: Any) -> None:
+        super().__init__(name=name, **options)
+        if not self.source.num_classes:
             raise ValueError(
-                f"{name} votes for classes, and {type(source).__name__} has none here. Without labels switch off what "
-                f"asks for them: eval.{name}=null eval.probe=null; labels that are numbers are for eval.probe"
+                f"{name} votes for classes, and {type(self.source).__name__} has none here. Without labels switch off "
+                f"what asks for them: eval.{name}=null eval.probe=null; labels that are numbers are for eval.probe"
             )
         if k < 1 or not temperature > 0:
             raise ValueError(f"{name}: k={k} must be at least 1 and temperature={temperature} above 0")
-        self.source, self.every, self.name, self.flat = source, every, name, raw(source.spec)
-        self.k, self.temperature, self.num, self.chunk, self.seed = k, temperature, num, chunk, seed
-        self._raw: dict[str, float] | None = None
+        self.k, self.temperature = k, temperature
 
-    def __call__(self, objective: Objective, step: int) -> TensorDict:
-        """Let the neighbours vote."""
-        rows, targets, embedded = embedded_parts(
-            objective, self.source, num=self.num, chunk=self.chunk, seed=self.seed, name=self.name
-        )
-        metrics: dict[str, float] = {}
-        for name in sorted(map(str, embedded[0].keys())):
-            found = self.judge([part[name] for part in embedded], targets)
-            metrics |= {f"{name}/{key}": value for key, value in found.items()}
-        if self._raw is None:
-            self._raw = self.judge([self.flat(obs)[POOLED] for obs in rows], targets)
-        return pack(metrics | {f"raw/{key}": value for key, value in self._raw.items()})
-
-    def judge(self, features: list[Tensor], targets: list[Tensor]) -> dict[str, float]:
+    def judge(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
         """Neighbours from the first part, judged on the second and the third."""
         num_classes = self.source.num_classes
         options = {"k": self.k, "temperature": self.temperature, "num_classes": num_classes}

@@ -6,6 +6,7 @@ The raw input stands beside it as a control, and so does the untrained network: 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,17 +21,15 @@ from worldmodels.evals.results import CHUNK, in_chunks, judging, once_a_round, p
 from worldmodels.keys import POOLED
 
 
-class LinearProbe:
-    """Ridge regression or multinomial logistic regression on every representation an objective offers.
+class LabelProbe(ABC):
+    """How well labels can be told from every representation an objective offers (abstract); a probe says how.
 
-    Metrics: "<representation>/rmse" in the target's unit, or "<representation>/accuracy" and "/macro_f1"; "raw" is the
-    input itself, standardised: a table's categories one-hot, a picture's pixels.
+    "raw" stands beside them as a control, the input itself: a table's categories one-hot, a picture's pixels.
 
     Args:
         source: with ``part(name)`` of "train", "val", "test", ``task`` and ``num_classes`` (see ``envs.tables``).
-        every: steps between two probes; 0 probes at the end only.
+        every: steps between two looks; 0 looks at the end only.
         raw: factory of an encoder without weights, the control.
-        penalties: tried on validation rows; relative to the number of training rows.
         num: most rows of each part, the same random ones every time; null takes all of them.
         chunk: rows encoded at a time.
         seed: of the rows that ``num`` leaves.
@@ -46,32 +45,51 @@ class LinearProbe:
         source: Any,
         every: int,
         raw: Callable[[Composite], Encoder],
-        penalties: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2),
         num: int | None = None,
         chunk: int = CHUNK,
         seed: int = 0,
-        name: str = "probe",
+        name: str,
     ) -> None:
         require_parts(source, name)
-        self.source, self.every, self.penalties, self.name = source, every, tuple(penalties), name
+        self.source, self.every, self.name, self.flat = source, every, name, raw(source.spec)
         self.num, self.chunk, self.seed = num, chunk, seed
-        self.flat = raw(source.spec)
         self._raw: dict[str, float] | None = None
 
     def __call__(self, objective: Objective, step: int) -> TensorDict:
-        """Probe now."""
+        """Judge all representations now."""
         rows, targets, embedded = embedded_parts(
             objective, self.source, num=self.num, chunk=self.chunk, seed=self.seed, name=self.name
         )
         metrics: dict[str, float] = {}
         for name in sorted(map(str, embedded[0].keys())):
-            found = self.fit([part[name] for part in embedded], targets)
+            found = self.judge([part[name] for part in embedded], targets)
             metrics |= {f"{name}/{key}": value for key, value in found.items()}
         if self._raw is None:
-            self._raw = self.fit([self.flat(obs)[POOLED] for obs in rows], targets)
+            self._raw = self.judge([self.flat(obs)[POOLED] for obs in rows], targets)
         return pack(metrics | {f"raw/{key}": value for key, value in self._raw.items()})
 
-    def fit(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
+    @abstractmethod
+    def judge(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
+        """Metrics of features [N, D] and targets [N] of the three parts; the last one is judged."""
+
+
+class LinearProbe(LabelProbe):
+    """Ridge regression or multinomial logistic regression.
+
+    Metrics: "<representation>/rmse" in the target's unit, or "<representation>/accuracy" and "/macro_f1".
+
+    Args:
+        penalties: tried on validation rows; relative to the number of training rows.
+        options: see ``LabelProbe``.
+    """
+
+    def __init__(
+        self, *, penalties: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2), name: str = "probe", **options: Any
+    ) -> None:
+        super().__init__(name=name, **options)
+        self.penalties = tuple(penalties)
+
+    def judge(self, features: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
         """Fit on the first part, choose on the second, judge on the third."""
         predict = fit_probe(features[:2], targets[:2], num_classes=self.source.num_classes, penalties=self.penalties)
         return judged(predict(features[2]), targets[2], num_classes=self.source.num_classes)

@@ -97,6 +97,6 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="env=images"):
         NearestNeighbours(source=object(), every=0, raw=Flat)
     with pytest.raises(ValueError, match=r"SimpleNamespace has none here.*eval.knn=null eval.probe=null"):
-        NearestNeighbours(source=SimpleNamespace(part=None, num_classes=0), every=0, raw=Flat)
+        NearestNeighbours(source=SimpleNamespace(part=None, num_classes=0, spec=None), every=0, raw=Flat)
     with pytest.raises(ValueError, match="k=0"):
         NearestNeighbours(source=Pictures(), every=0, raw=Flat, k=0)
