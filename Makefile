@@ -10,7 +10,8 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 # setuptools warns that an editable install is editable
-PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# compiling all 26,000 files of the dependencies takes two minutes of processor time, and most are never imported
+PIP := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := worldmodels agents envs perception benchmarks tests
 
 # MuJoCo picks its renderer when it is imported and fails if that renderer's library is missing, so look first.

@@ -48,13 +48,17 @@ class Command:
         module: as after ``python -m``.
         arguments: of the command.
         cwd: where it runs; None: here.
+        environment: variables to set.
     """
 
-    def __init__(self, module: str, *arguments: str, cwd: Path | None = None) -> None:
+    def __init__(
+        self, module: str, *arguments: str, cwd: Path | None = None, environment: dict[str, str] | None = None
+    ) -> None:
         self.returncode: int | None = None
         self._ended = threading.Event()
         self._folder = tempfile.mkdtemp(prefix="worldmodels-command-")
         wanted = {"module": module, "arguments": arguments, "folder": self._folder, "cwd": str(cwd or Path.cwd())}
+        wanted["environment"] = environment or {}
         self.pid = _server().start(wanted, self)
 
     def poll(self) -> int | None:
@@ -164,9 +168,10 @@ def _serve() -> str:
             print("begun", pid, 0, flush=True)
 
 
-def _become(module: str, arguments: list[str], folder: str, cwd: str) -> str:
+def _become(module: str, arguments: list[str], folder: str, cwd: str, environment: dict[str, str]) -> str:
     """Make this forked process look like ``python -m module arguments``."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell makes what it starts with "&" deaf to Ctrl-C
+    os.environ.update(environment)
     os.chdir(cwd)
     for number, path in enumerate((os.devnull, f"{folder}/stdout", f"{folder}/stderr")):
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)

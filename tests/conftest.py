@@ -29,7 +29,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no failure
+SLOW = hypothesis.HealthCheck.too_slow  # a busy machine is no failure
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[SLOW])
 hypothesis.settings.load_profile("patient")
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -59,10 +59,12 @@ def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_module("conf", version_base="1.3"):
         if IMITATION & set(overrides):
             overrides = ("env=metaworld", *overrides)
+        elif overrides[0].startswith("agent=") and not any(name.startswith("env=") for name in overrides):
+            overrides = ("env=toy", *overrides)
         cfg = compose("config", overrides=[*overrides])
         if cfg.env.source._target_ == "envs.metaworld.MetaWorld":
             cfg.env.source = {"_target_": "tests.reaching.Reaching"}
-        if cfg.env.source._target_ == "envs.ogbench.OGBench":
+        if cfg.env.source._target_ == "envs.ogbench.OGBench":  # an objective on the default
             cfg = compose("config", overrides=["env=toy", *overrides])
         if cfg.env.source._target_ == "envs.lidar_scenes.LidarScenes":
             cfg = compose("config", overrides=[*overrides, "env=kitti", f"env.data_dir={hand_made('kitti')}"])

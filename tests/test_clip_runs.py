@@ -16,6 +16,7 @@ TINY += "steps=6 batch_size=4 threads=1 log_every=2 eval_every=3 eval.collapse.n
 FEW = [f"eval.clip_probe.num_{name}" for name in ("train=12", "val=6", "test=6")]
 FEW += ["eval.clip_probe.attentive.epochs=1", "eval.held_out.num_batches=1", "eval.held_out.batch_size=4"]
 FEW += ["eval.clip_pictures.num_pool=8", "eval.clip_pictures.num_neighbours=2", "eval.clip_pictures.num=2"]
+COLLAPSE = [f"eval.{name}=null" for name in ("clip_probe", "held_out", "clip_pictures")]  # the only evaluation left
 TEACHER = [f"objective.teacher.{name}" for name in ("dim=16", "depth=1", "num_heads=2", "patch=4")]
 
 
@@ -23,7 +24,7 @@ TEACHER = [f"objective.teacher.{name}" for name in ("dim=16", "depth=1", "num_he
 def teacher(tmp_path_factory):
     """The folder of a finished V-Pixel."""
     folder = tmp_path_factory.mktemp("clips") / "teacher"
-    done = launch(*["objective=v_pixel", *TINY, *FEW], f"run_dir={folder}", module="worldmodels.run")
+    done = launch(*["objective=v_pixel", *TINY, *COLLAPSE], f"run_dir={folder}", module="worldmodels.run")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -46,7 +47,8 @@ def test_one_run_trains_teacher_and_student_and_counts_operations(tmp_path):
 
 def test_a_student_of_another_runs_teacher(teacher, tmp_path):
     another = ["encoder@objective.teacher=pretrained", f"objective.teacher.run_dir={teacher}"]
-    settings = ["objective=salt", *TINY, *FEW, *another, "objective.teacher.part=encoder", "objective.teacher_share=0"]
+    kept = ["objective.teacher.part=encoder", "objective.teacher_share=0"]
+    settings = ["objective=salt", *TINY, *COLLAPSE, *another, *kept]
     done = launch(*settings, f"run_dir={tmp_path / 'run'}", module="worldmodels.run")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -60,7 +62,8 @@ def test_a_student_of_another_runs_teacher(teacher, tmp_path):
 
 def test_a_teacher_of_another_patch_size_is_refused_in_one_line(teacher, tmp_path):
     another = ["encoder@objective.teacher=pretrained", f"objective.teacher.run_dir={teacher}"]
-    settings = ["objective=salt", *TINY, *FEW, *another, "objective.teacher.part=encoder", "encoder.patch=8"]
+    other = ["objective.teacher.part=encoder", "encoder.patch=8"]
+    settings = ["objective=salt", *TINY, *COLLAPSE, *another, *other]
     done = launch(*settings, f"run_dir={tmp_path / 'run'}", module="worldmodels.run")
     assert done.returncode == 2
     assert "the teacher cuts a clip into (2, 8, 8) tokens, the student into (2, 4, 4)" in done.stderr

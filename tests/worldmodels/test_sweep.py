@@ -169,10 +169,10 @@ def test_every_sweep_of_the_comparison_composes(tmp_path, monkeypatch):
     for name in sweeps():
         is_dmc = name.endswith(("point_mass_maze", "walker"))
         if name.startswith("zero_shot/") and (has_dmc or not is_dmc):
-            sweep(["-m", f"sweep={name}", "agent=td_jepa,fb,hilp", "seed=0,1", f"run_dir={tmp_path}"])
+            sweep(["-m", f"sweep={name}", "agent=td_jepa,fb,hilp", "seed=0", f"run_dir={tmp_path}"])
         elif name.startswith("oracle/") and "td3" in agents and (has_dmc or not is_dmc):
             sweep(["-m", f"sweep={name}", "seed=0", f"run_dir={tmp_path}"])
-    assert made["zero_shot/pointmaze-medium"] == made["zero_shot/cube-single"] == 6
+    assert made["zero_shot/pointmaze-medium"] == made["zero_shot/cube-single"] == 3
     assert os.listdir(tmp_path) == []
 
 
