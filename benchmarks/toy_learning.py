@@ -1,7 +1,7 @@
 """Does every zero-shot method learn? Each reaches five places of the toy that it was never told about, in seconds.
 
 The floors are a random policy and the agent before its first update: a loss that falls would prove nothing. Tests run
-this for one method of each kind.
+this for TD-JEPA.
 
     python -m benchmarks.toy_learning --seeds 0 1 2 --jobs 2
 """

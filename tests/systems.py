@@ -59,7 +59,7 @@ def _composed_once(overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_module("conf", version_base="1.3"):
         if IMITATION & set(overrides):
             overrides = ("env=metaworld", *overrides)
-        elif overrides[0].startswith("agent=") and not any(name.startswith("env=") for name in overrides):
+        elif overrides[0].startswith("agent=") and not any(o.startswith(("env=", "experiment=")) for o in overrides):
             overrides = ("env=toy", *overrides)
         cfg = compose("config", overrides=[*overrides])
         if cfg.env.source._target_ == "envs.metaworld.MetaWorld":

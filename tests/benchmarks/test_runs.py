@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,23 @@ NEEDS = {("d",): [("a",), ("c",)], ("b",): [("elsewhere",)]}
 
 
 class Recorder:
-    """A function of a cell that remembers what was running and done when it started."""
+    """A function of a cell that remembers what was running and done when it started; ``options`` says which cells end
+    only after another has ended."""
 
     def __init__(self) -> None:
-        self.lock, self.running, self.most = threading.Lock(), 0, 0
+        self.lock, self.running, self.most = threading.Condition(), 0, 0
         self.done: list[str] = []
         self.before: dict[str, set[str]] = {}
 
-    def __call__(self, name: str, options: dict[str, float]) -> str:
+    def __call__(self, name: str, options: dict[str, str]) -> str:
         with self.lock:
             self.running += 1
             self.most, self.before[name] = max(self.most, self.running), set(self.done)
-        time.sleep(options.get(name, 0.0))
         with self.lock:
+            assert self.lock.wait_for(lambda: options.get(name, name) in (name, *self.done), timeout=60)
             self.running -= 1
             self.done.append(name)
+            self.lock.notify_all()
         return name.upper()
 
 
@@ -45,7 +46,8 @@ def _threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("jobs", [1, 2, 3])
 def test_cells_wait_for_what_they_need_and_no_longer(jobs: int) -> None:
     record, cells = Recorder(), [(name,) for name in "abdce"]
-    found = runs.run_all(record, cells, {"c": 0.2}, jobs=jobs, needs=lambda cell: NEEDS.get(cell, []))
+    after = {} if jobs == 1 else {"b": "a", "c": "e"}
+    found = runs.run_all(record, cells, after, jobs=jobs, needs=lambda cell: NEEDS.get(cell, []))
     assert list(found.items()) == [((name,), name.upper()) for name in "abdce"], "in the order asked for"
     assert {"a", "c"} <= record.before["d"]
     assert record.most <= jobs
