@@ -131,7 +131,6 @@ def picture(points: Mapping[tuple[str, str], Sequence[Sequence[Point]]], labels:
                     options = {"color": color, "marker": "o", "markersize": 3, "linewidth": 0.0 if column else 1.2}
                     axes.plot(across, [p.score for p in run], label=None if number else name, **options)
             finish_axes(axes, x=title, y=f"{label}, attentive probe")
-    figure.tight_layout()
     return png(figure)
 
 

@@ -113,6 +113,8 @@ def test_every_run_composes_with_the_evaluations_that_are_shown(name, options, m
         needed = {line.metric.partition("/")[0] for line in lines if run in [line.run.format(x) for x in at]}
         assert needed <= cfg.eval.keys()
         assert shown & cfg.eval.keys()
+        if any(row.is_untrained for row in comparison.rows.values() if row.run == run):
+            assert all(cfg.eval[name].every > 0 for name in shown & cfg.eval.keys()), "looks before training, too"
     assert shown <= composed(asked[next(iter(comparison.runs))]).eval.keys()
 
 

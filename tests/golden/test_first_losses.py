@@ -1,4 +1,4 @@
-"""The first five losses of every system equal the stored ones: a refactoring changes no number.
+"""The first losses of every system equal the stored ones: a refactoring changes no number.
 
 If a change of numbers is meant, run ``python -m tests.golden.regenerate <system>`` and give the reason in
 ``CHANGELOG.md`` in the same commit.
@@ -12,7 +12,7 @@ import pytest
 
 from tests.golden.regenerate import FOLDER, STEPS, SYSTEMS, first_losses, path_of
 
-RELATIVE = 1e-5  # processors round differently, and five updates carry that on
+RELATIVE = 1e-5  # processors round differently, and updates carry that on
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
