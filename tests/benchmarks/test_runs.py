@@ -29,7 +29,6 @@ class Recorder:
         with self.lock:
             self.running += 1
             self.most, self.before[name] = max(self.most, self.running), set(self.done)
-        with self.lock:
             assert self.lock.wait_for(lambda: options.get(name, name) in (name, *self.done), timeout=60)
             self.running -= 1
             self.done.append(name)

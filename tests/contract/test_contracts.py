@@ -188,7 +188,7 @@ def test_phases_compile_whole(cfg, unchecked):
 
 def test_compiled_gradients_are_those_of_the_plain_loss(unchecked):
     """Whole graphs of losses say nothing about what is compiled of their gradients; one system stands for all."""
-    cfg = composed("objective=latent_prediction", "env=toy")
+    cfg = composed("agent=td_jepa")
     plain, compiled = Bench(cfg), Bench(cfg)
     batch = plain.objective.prepare(plain.batch(0))
     compiled.objective.prepare(compiled.batch(0))  # moves running statistics

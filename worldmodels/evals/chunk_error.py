@@ -146,8 +146,8 @@ def held_out_demonstrations(source: Any, name: str) -> Any:
     """The test part of a source of demonstrations; a ValueError in the words of evaluator ``name`` if it is another."""
     if lacks := [what for what in ("split", "store", "statistics") if not hasattr(source, what)]:
         raise ValueError(
-            f"{name} needs demonstrations, some of them held out; {type(source).__name__} has no {lacks[0]}. "
-            f"{USE_DEMONSTRATIONS}"
+            f"{name} needs demonstrations, some of them held out; {type(source).__name__} has no "
+            f"{lacks[0]}. {USE_DEMONSTRATIONS}"
         )
     return source.split("test")
 

@@ -213,7 +213,7 @@ def test_targets_of_the_head_keep_regions_apart_and_calm_them():
     assert ratio(targets) > 2 * ratio(features)
 
 
-@pytest.mark.parametrize("options", [{"is_within_block": True}, {"released": True}])
+@pytest.mark.parametrize("options", [{}, {"is_within_block": True}, {"released": True}])
 def test_the_loss_compiles_whole(options, unchecked):
     """The contract test compiles a loss that systems inherit for the first of them only."""
     check_compiles_whole(dmt_jepa(**options))
