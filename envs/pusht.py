@@ -6,22 +6,33 @@ they are content, which is seldom at the coverage that the benchmark calls a suc
 
 from __future__ import annotations
 
+import functools
 import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchrl.data import Unbounded
+from torchrl.data import Bounded, Unbounded
 
 from envs.demonstrations import Demonstration, Demonstrations
-from envs.pusht_env import ACTION_DIM, HORIZON, SCENE_DIM, SIZE, STATE_DIM, SUCCESS, PushTMaker, keypoints
+from envs.pusht_env import (
+    ACTION_DIM,
+    HORIZON,
+    SCENE_DIM,
+    SIZE,
+    STATE_DIM,
+    SUCCESS,
+    PushTMaker,
+    keypoints,
+    pictures,
+)
 from envs.stepping import task_number
 from envs.suite import SimulatedTasks
-from worldmodels.keys import ENVIRONMENT_STATE, STATE
+from worldmodels.keys import ENVIRONMENT_STATE, PIXELS, STATE
 
 FILE = "pusht_lowdim.npz"
 _WIDTHS = {"state": 5, "action": 2}
@@ -31,11 +42,14 @@ class PushT(Demonstrations):
     """Human demonstrations: windows of those for training, or of others through ``split``.
 
     A row has "state" [2], the agent's x and y, and "environment_state" [18], x and y of nine points on the block, all
-    in units of the table's 512 x 512 picture. Actions are places to which the agent is sent, from -1 to 1 across the
-    table. Ten rows are a second.
+    in units of the table's 512 x 512 picture; and "pixels" [3, size, size], where pictures are asked for. Data and
+    rollouts show the same ones, drawn from the state. Actions are places to which the agent is sent, from -1 to 1
+    across the table. Ten rows are a second.
 
     Args:
         path: the demonstrations' file, or its folder.
+        observation: "state"; or "pixels", pictures as well, which encoders see in the place of the nine points.
+        size: pixels a side of the pictures.
         demonstrations: for training; None: all that are not for tests. Fewer are the first ones of more.
         test_demonstrations: drawn by ``seed``.
         max_steps: end of an episode of ``tasks``.
@@ -54,6 +68,8 @@ class PushT(Demonstrations):
         self,
         *,
         path: str | os.PathLike[str] | None,
+        observation: Literal["state", "pixels"] = "state",
+        size: int = 96,
         demonstrations: int | None = None,
         test_demonstrations: int = 16,
         max_steps: int = HORIZON,
@@ -64,8 +80,10 @@ class PushT(Demonstrations):
     ) -> None:
         if not 0 < success_coverage < 1:
             raise ValueError(f"env.success_coverage={success_coverage} must be a share between 0 and 1")
-        if max_steps < 1 or seed < 0:
-            raise ValueError(f"env.max_steps={max_steps}, env.seed={seed}: at least 1, and not negative")
+        if max_steps < 1 or seed < 0 or size < 1:
+            raise ValueError(
+                f"env.max_steps={max_steps}, env.size={size}, env.seed={seed}: at least 1, 1, and not negative"
+            )
         columns = read_columns(path)
         ends = columns.pop("episode_ends")
         num, most = len(ends), len(ends) - test_demonstrations
@@ -79,17 +97,28 @@ class PushT(Demonstrations):
             STATE: Unbounded((STATE_DIM,), device=device),
             ENVIRONMENT_STATE: Unbounded((SCENE_DIM,), device=device),
         }
+        shown = size if observation == PIXELS else None
+        if shown is not None:
+            seen[PIXELS] = Bounded(0, 255, (3, size, size), dtype=torch.uint8, device=device)
         super().__init__(seen, ACTION_DIM, device=device, labelled_share=labelled_share, seed=seed)
         order = np.random.default_rng(seed).permutation(num).tolist()
         self._numbers = {"train": order[test_demonstrations:][:wanted], "test": order[:test_demonstrations]}
         pieces = {key: np.split(values, ends[:-1]) for key, values in columns.items()}
-        self._episodes = [_demonstration(*piece) for piece in zip(pieces["state"], pieces["action"], strict=True)]
-        self.tasks = PushTTasks(max_steps, float(success_coverage), self.device)
+        self._episodes = list(zip(pieces["state"], pieces["action"], strict=True))
+        self._size = shown
+        self.tasks = PushTTasks(max_steps, float(success_coverage), self.device, size=shown)
         self.use("train")
 
     def read(self, part: str) -> Sequence[Demonstration]:
-        """Episodes of "train" or "test"."""
-        return [self._episodes[number] for number in self._numbers[part]]
+        """Episodes of "train" or "test", as policies see them."""
+        found = (self._episodes[number] for number in self._numbers[part])
+        return [
+            Demonstration(
+                {key: value.numpy() for key, value in entries(torch.from_numpy(state), size=self._size).items()},
+                (action * 2 / SIZE - 1).astype(np.float32),
+            )
+            for state, action in found
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What a run keeps of its data, for JSON: rows, and which of the file's demonstrations are for what."""
@@ -103,13 +132,18 @@ class PushTTasks(SimulatedTasks):
         max_steps: end of an episode.
         success_coverage: see ``PushT``.
         device: of observations.
+        size: of their pictures; None: there are none.
     """
 
     names = ("push-t",)
     goal_names: tuple[str, ...] = ()  # the goal is always the same
 
-    def __init__(self, max_steps: int, success_coverage: float, device: torch.device) -> None:
-        super().__init__(PushTMaker(max_steps, success_coverage), entries=entries, device=device)
+    def __init__(
+        self, max_steps: int, success_coverage: float, device: torch.device, *, size: int | None = None
+    ) -> None:
+        super().__init__(
+            PushTMaker(max_steps, success_coverage), entries=functools.partial(entries, size=size), device=device
+        )
         self.max_steps = max_steps
 
     def maze(self) -> None:
@@ -119,10 +153,14 @@ class PushTTasks(SimulatedTasks):
         return task_number(task, self.names, of="Push-T")
 
 
-def entries(flat: Tensor) -> dict[str, Tensor]:
-    """The named entries of observations [..., 20] as ``PushTEnv`` gives them, float32."""
-    state, scene = flat.split([STATE_DIM, SCENE_DIM], -1)
-    return {STATE: state, ENVIRONMENT_STATE: scene}
+def entries(states: Tensor, *, size: int | None = None) -> dict[str, Tensor]:
+    """What is seen where agent x, y and block x, y, angle are ``states`` [N, 5]; pictures, if a size is given."""
+    state = states.numpy()
+    points = torch.from_numpy(keypoints(state[:, 2:])).float()
+    seen = {STATE: states[:, :STATE_DIM].float(), ENVIRONMENT_STATE: points}
+    if size is not None:
+        seen[PIXELS] = torch.from_numpy(np.moveaxis(pictures(state, size), -1, 1).copy())
+    return seen
 
 
 def read_columns(path: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
@@ -154,10 +192,3 @@ def read_columns(path: str | os.PathLike[str] | None) -> dict[str, np.ndarray]:
         if columns[key].shape != (ends[-1], width):
             raise ValueError(f"{file}: {key} is {list(columns[key].shape)}, needed is {[int(ends[-1]), width]}")
     return columns | {"episode_ends": ends}
-
-
-def _demonstration(state: np.ndarray, action: np.ndarray) -> Demonstration:
-    """An episode of the file, as policies see it."""
-    flat = np.concatenate([state[:, :2], keypoints(state[:, 2:])], 1).astype(np.float32)
-    observation = {key: value.numpy() for key, value in entries(torch.from_numpy(flat)).items()}
-    return Demonstration(observation, (action * 2 / SIZE - 1).astype(np.float32))

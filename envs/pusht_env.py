@@ -7,6 +7,7 @@ that workers never load torch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -40,11 +41,13 @@ Polygon = list[tuple[float, float]]
 """Corners of a convex polygon, all in the order in which x turns towards y."""
 
 _BOXES = ((0.0, 15.0, 60.0, 15.0), (0.0, 75.0, 15.0, 45.0))  # of the T: its bar and its stem, centre and half sides
+_DRAWN = (_BOXES[0], (0.0, 67.5, 15.0, 52.5))  # the same, the stem up to the bar's middle, so that no edge is inside
 _RADIUS = 15.0  # of the agent
 _WALLS = (5.0, 506.0)  # left and right, upper and lower
 _TIME_STEP, _SUBSTEPS = 0.01, 10
 _STIFFNESS, _DAMPING = 100.0, 20.0  # of the agent's controller
 _PICTURE = 240  # pixels a side
+_AT_ONCE = 8  # pictures drawn together: what is computed of them stays in the processor's caches
 _COLOURS = {"table": (255, 255, 255), "goal": (144, 238, 144), "block": (119, 136, 153), "agent": (65, 105, 225)}
 
 
@@ -81,26 +84,25 @@ def overlap(first: Polygon, second: Polygon) -> float:
     return sum(kept[i - 1][0] * y - x * kept[i - 1][1] for i, (x, y) in enumerate(kept)) / 2
 
 
-def picture(state: np.ndarray, size: int = _PICTURE) -> np.ndarray:
-    """The table from above, uint8 [size, size, 3], for agent x, y and block x, y, angle [5]."""
-    ticks = (np.arange(size) + 0.5) * SIZE / size
-    place = np.stack(np.meshgrid(ticks, ticks), -1)  # [size, size, (x, y)]
-    image = np.full((size, size, 3), _COLOURS["table"], np.uint8)
-    for name, (x, y, angle) in {"goal": GOAL, "block": state[2:]}.items():
-        cos, sin = math.cos(angle), math.sin(angle)
-        own = (place - (x, y)) @ np.array([[cos, -sin], [sin, cos]])  # in the block's coordinates
-        for middle_x, middle_y, width, height in _BOXES:
-            image[(np.abs(own - (middle_x, middle_y)) <= (width, height)).all(-1)] = _COLOURS[name]
-    image[np.linalg.norm(place - state[:2], axis=-1) <= _RADIUS] = _COLOURS["agent"]
-    return image
+def pictures(states: np.ndarray, size: int, *, is_smooth: bool = True) -> np.ndarray:
+    """The table from above, uint8 [N, size, size, 3], for agent x, y and block x, y, angle [N, 5].
+
+    Args:
+        states: of each picture.
+        size: pixels a side.
+        is_smooth: whether pixels on an edge mix the colours of both sides, as small pictures want it.
+    """
+    return np.concatenate(
+        [_pictures(some, size, is_smooth) for some in np.split(states, range(_AT_ONCE, len(states), _AT_ONCE))]
+    )
 
 
 class PushTEnv:
     """The task with gymnasium's reset and step; an episode is a function of its seed and ends on success.
 
-    An observation is float64 [20]: the agent's x, y, and the block's keypoints. An action within [-1, 1] is where the
-    agent is sent, from one edge of the table to the other; it is drawn there for 0.1 s. The reward is the coverage over
-    the wanted one, at most 1. ``info`` has "coverage" and "success".
+    An observation is ``state``, float64 [5]: the agent's x, y, and the block's x, y, angle. An action
+    within [-1, 1] is where the agent is sent, from one edge of the table to the other; it is drawn there for 0.1 s. The
+    reward is the coverage over the wanted one, at most 1. ``info`` has "coverage" and "success".
 
     Args:
         success_coverage: share of the goal to be covered for success.
@@ -126,7 +128,7 @@ class PushTEnv:
         self.block.angle = angle  # first: it turns the block about its centre, which moves its position
         self.block.position = x, y
         self.world.step(_TIME_STEP)  # what overlaps is pushed apart
-        return self._seen(), self._judged()
+        return self.state, self._judged()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Send the agent to ``action`` [2] for 0.1 s."""
@@ -137,16 +139,12 @@ class PushTEnv:
             self.world.step(_TIME_STEP)
         info = self._judged()
         reward = min(info["coverage"] / self.success_coverage, 1.0)
-        return self._seen(), reward, bool(info["success"]), False, info
+        return self.state, reward, bool(info["success"]), False, info
 
     @property
     def state(self) -> np.ndarray:
         """Agent x, y and block x, y, angle, float64 [5]."""
         return np.array([*self.agent.position, *self.block.position, self.block.angle])
-
-    def _seen(self) -> np.ndarray:
-        state = self.state
-        return np.concatenate([state[:2], keypoints(state[2:])])
 
     def _judged(self) -> dict[str, float]:
         covered = coverage(self.state[2:].tolist())
@@ -204,7 +202,7 @@ class PushTMaker:
 
     def render(self, env: PushTEnv) -> np.ndarray:
         """A picture, uint8 [240, 240, 3]."""
-        return picture(env.state)
+        return pictures(env.state[None], _PICTURE)[0]
 
     def close(self, env: PushTEnv) -> None:
         """Nothing is held."""
@@ -223,6 +221,51 @@ def _placed(part: Polygon, pose: Sequence[int | float]) -> Polygon:
     x, y, angle = pose
     cos, sin = math.cos(angle), math.sin(angle)
     return [(x + cos * a - sin * b, y + sin * a + cos * b) for a, b in part]
+
+
+def _pictures(states: np.ndarray, size: int, is_smooth: bool) -> np.ndarray:
+    """As ``pictures``, all at once: block and agent over the empty table."""
+    table, place = _table(size, is_smooth), _places(size)
+    agent, pose = np.split(states.astype(np.float32)[:, None, None], [2], -1)  # [N, 1, 1, ...]
+    x, y = place[..., 0] - agent[..., 0], place[..., 1] - agent[..., 1]
+    layers = {"block": _distance_to_block(place, pose), "agent": np.sqrt(x * x + y * y) - _RADIUS}
+    image = np.repeat(table[None], len(states), 0)
+    for name, distance in layers.items():
+        _lay(image, name, distance, SIZE / size, is_smooth)
+    return (np.moveaxis(image, 1, -1) + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _table(size: int, is_smooth: bool) -> np.ndarray:
+    """Table and goal, float32 [3, size, size]."""
+    image = np.empty((1, 3, size, size), np.float32)
+    image[:] = np.array(_COLOURS["table"])[:, None, None]
+    distance = _distance_to_block(_places(size), np.array([GOAL], np.float32)[:, None, None])
+    _lay(image, "goal", distance, SIZE / size, is_smooth)
+    return image[0]
+
+
+@functools.cache
+def _places(size: int) -> np.ndarray:
+    """Where the pixels' centres are, x and y, float32 [size, size, 2]."""
+    ticks = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(SIZE / size)
+    return np.stack(np.meshgrid(ticks, ticks), -1)
+
+
+def _lay(image: np.ndarray, name: str, distance: np.ndarray, unit: float, is_smooth: bool) -> None:
+    """Paint a shape over ``image`` [N, 3, S, S], by how far pixels of ``unit`` are from its edge [N, S, S]."""
+    share = np.clip(0.5 - distance / np.float32(unit), 0, 1) if is_smooth else (distance <= 0).astype(np.float32)
+    for channel, level in enumerate(_COLOURS[name]):
+        image[:, channel] += share * (np.float32(level) - image[:, channel])
+
+
+def _distance_to_block(place: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """How far places [..., 2] are outside a block at x, y, angle [..., 3], along its sides; negative inside: [...]."""
+    cos, sin = np.cos(pose[..., 2]), np.sin(pose[..., 2])
+    x, y = np.moveaxis(place - pose[..., :2], -1, 0)
+    own_x, own_y = cos * x + sin * y, cos * y - sin * x
+    parts = [np.maximum(np.abs(own_x - a) - w, np.abs(own_y - b) - h) for a, b, w, h in _DRAWN]
+    return np.minimum(*parts)
 
 
 def _package() -> Any:

@@ -8,8 +8,8 @@ al. 2016 (ResNet-18), with the zero-initialised last scale of Goyal et al. 2017.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from tensordict import TensorDict
@@ -66,13 +66,20 @@ class VisionTransformer(PatchTransformer):
         return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch norms and a shortcut; starts as the shortcut alone."""
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Norm of groups of 16 channels of each picture; knows nothing of the batch."""
+    return nn.GroupNorm(max(1, channels // 16), channels)
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions with norms and a shortcut; starts as the shortcut alone."""
+
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    ) -> None:
         super().__init__()
-        norms = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-        nn.init.zeros_(norms[1].weight)
+        norms = norm(channels), norm(channels)
+        nn.init.zeros_(cast(Tensor, norms[1].weight))
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False),
             norms[0],
@@ -83,7 +90,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = nn.Sequential()
         if stride != 1 or in_channels != channels:
             convolution = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(channels))
+            self.shortcut = nn.Sequential(convolution, norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C', H / stride, W / stride]."""
@@ -91,7 +98,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet18(Encoder):
-    """Eight residual blocks in four stages, then the mean over the picture: one latent a picture, no grid.
+    """Eight residual blocks in four stages; one latent a picture, the mean of the last map, or a token a cell of it.
 
     Batch norms use statistics of the batch while training and running ones in evaluation mode.
 
@@ -100,13 +107,16 @@ class ResNet18(Encoder):
         has_small_stem: a 3 x 3 convolution of stride 1 instead of 7 x 7 of stride 2 and a pooling: for pictures of up
             to about 64 pixels.
         width: channels of the first stage; doubled three times, so the latent has 8 times as many.
+        has_map: whether tokens are the cells of the last map, row by row, an 8th (small stem) or a 32nd of the
+            picture's height and width, rounded up; otherwise their mean is the only one.
+        has_group_norms: whether norms are of each picture's own channels, in groups of 16: for small batches, and for
+            moving averages of the weights, which batch norms' running statistics do not follow.
         mean, std: of each channel, of values from 0 to 1.
 
     Raises:
         ValueError: if the spec has no pixels or other channels than ``mean``.
     """
 
-    grid = ()
     scale: Tensor
     shift: Tensor
 
@@ -116,37 +126,47 @@ class ResNet18(Encoder):
         *,
         has_small_stem: bool,
         width: int = 64,
+        has_map: bool = False,
+        has_group_norms: bool = False,
         mean: Sequence[float] = MEAN,
         std: Sequence[float] = STD,
     ) -> None:
         super().__init__()
-        channels, _, _ = picture_shape(spec, mean, std, name="resnet18")
+        channels, *sides = picture_shape(spec, mean, std, name="resnet18")
+        cell, norm = 8 if has_small_stem else 32, group_norm if has_group_norms else nn.BatchNorm2d
+        self.grid = tuple(-(-side // cell) for side in sides) if has_map else ()
         scale, shift = byte_scale(mean, std)
         self.register_buffer("scale", scale[:, None, None], persistent=False)
         self.register_buffer("shift", shift[:, None, None], persistent=False)
         size, stride, padding = (3, 1, 1) if has_small_stem else (7, 2, 3)
         first = nn.Conv2d(channels, width, size, stride, padding, bias=False)
-        layers: list[nn.Module] = [first, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers: list[nn.Module] = [first, norm(width), nn.ReLU(inplace=True)]
         if not has_small_stem:
             layers.append(nn.MaxPool2d(3, 2, 1))
         for stage in range(4):
             before, now = width * 2 ** max(0, stage - 1), width * 2**stage
-            layers += [ResidualBlock(before, now, 1 if stage == 0 else 2), ResidualBlock(now, now, 1)]
+            layers += [ResidualBlock(before, now, 1 if stage == 0 else 2, norm), ResidualBlock(now, now, 1, norm)]
         self.layers, self.dim = nn.Sequential(*layers), 8 * width
         for module in self.layers.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, obs: TensorDict, keep: Tensor | None = None) -> TensorDict:
-        """Return "tokens" [B, 1, D] and "pooled" [B, D] of "pixels" uint8 [B, C, H, W]; ``keep`` must be None."""
+        """Return "tokens" [B, 1 or N, D] and "pooled" [B, D], their mean, of "pixels" uint8 [B, C, H, W].
+
+        Raises:
+            ValueError: if ``keep`` is not None.
+        """
         if keep is not None:
             raise ValueError(
                 "convolutions need the whole picture: keep must be None. Use encoder=vit_small to hide parts"
             )
         x = torch.addcmul(self.shift, obs[PIXELS].to(self.scale.dtype), self.scale)
         # Channels last: 1.1 to 1.5 times faster on a CPU. Weights stay as they are: optimizers and files see nothing.
-        pooled = self.layers(x.contiguous(memory_format=torch.channels_last)).mean((-2, -1))
-        return TensorDict({TOKENS: pooled.unsqueeze(-2), POOLED: pooled}, batch_size=obs.batch_size)
+        x = self.layers(x.contiguous(memory_format=torch.channels_last))  # [B, D, H', W']
+        pooled = x.mean((-2, -1))
+        tokens = x.flatten(2).mT if self.grid else pooled.unsqueeze(-2)
+        return TensorDict({TOKENS: tokens, POOLED: pooled}, batch_size=obs.batch_size)
 
 
 class FlatPixels(Encoder):

@@ -59,9 +59,9 @@ def test_the_observation_loss_is_the_distance_to_the_targets_latents(source: Rea
         for parameter in agent.target.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     valid, obs = ~batch["is_padded"], batch["observation"]
-    twin, norm = copy.deepcopy(agent.target.module.encoder), agent.encoder.norms["state"]
+    twin, norm = copy.deepcopy(agent.target.module), agent.encoder.norms["state"]
     state = (obs["state"] - norm.mean) / norm.std
-    goal = StateSequence(twin, CHUNK)(state, obs["task_index"][:, 0], valid)
+    goal = twin(state, obs["task_index"][:, 0], valid)
     first = TensorDict({name: leaf[:, 0] for name, leaf in obs.items()}, [32])
     prediction = agent.predictor(agent.encoder(first)["tokens"], valid)
     out = agent.joint_loss(batch)
@@ -108,7 +108,8 @@ def test_targets_get_no_gradient_and_follow(source: Reaching) -> None:
     agent.zero_grad()
     before = [p.clone() for p in agent.target.parameters()]
     train(agent, source, 0, 1, action=1.0, observation=1.0)
-    pairs = zip(before, agent.target.parameters(), agent.encoder.parameters(), strict=True)
+    online = StateSequence(agent.encoder, CHUNK).parameters()
+    pairs = zip(before, agent.target.parameters(), online, strict=True)
     for was, now, online in pairs:
         torch.testing.assert_close(now, was + 0.1 * (online.detach() - was))
     assert not agent.target.module.training

@@ -24,7 +24,7 @@ from worldmodels.evals.tasks import episode_list, play, score
 pytest.importorskip("pymunk", reason="needs the imitation extra: pip install 'worldmodels[imitation]'")
 
 from envs.pusht import PushT, entries, read_columns
-from envs.pusht_env import GOAL, PushTEnv, PushTMaker, coverage, keypoints, overlap, picture
+from envs.pusht_env import GOAL, PushTEnv, PushTMaker, coverage, keypoints, overlap, pictures
 
 places = st.floats(150, 360)
 angles = st.floats(-math.pi, math.pi)
@@ -78,8 +78,10 @@ def test_the_goal_covers_itself_and_nothing_covers_it_from_afar() -> None:
 def test_coverage_is_the_share_of_the_goals_pixels(x: float, y: float, angle: float) -> None:
     """Counted in a drawing without agent, in which block hides goal."""
     away = np.array([-100.0, -100.0])
-    goal = (picture(np.array([*away, *away, 0.0]), 256) == (144, 238, 144)).all(-1)
-    hidden = goal & (picture(np.array([*away, x, y, angle]), 256) == (119, 136, 153)).all(-1)
+    states = np.array([[*away, *away, 0.0], [*away, x, y, angle]])
+    empty, full = pictures(states, 256, is_smooth=False)
+    goal = (empty == (144, 238, 144)).all(-1)
+    hidden = goal & (full == (119, 136, 153)).all(-1)
     assert coverage((x, y, angle)) == pytest.approx(hidden.sum() / goal.sum(), abs=0.05)
 
 
@@ -129,7 +131,7 @@ def test_the_agent_goes_where_it_is_sent_and_pushes_the_block() -> None:
         assert not truncated
     np.testing.assert_allclose(env.state[:2], [200, 315], atol=0.5)
     assert env.state[2] > 256, "the bar's end was at 196"
-    np.testing.assert_allclose(seen[2:], keypoints(env.state[2:]))
+    assert seen.tolist() == env.state.tolist()
 
 
 def test_success_is_coverage_above_the_wanted_share() -> None:
@@ -172,12 +174,22 @@ def test_pictures_show_agent_block_and_goal() -> None:
     maker = PushTMaker()
     env = maker.make(1)
     env.begin(np.array([100, 400, 150, 150, 0]))
-    image = maker.render(env)
+    assert (maker.render(env) == pictures(env.state[None], 240)[0]).all()
+    image = pictures(env.state[None], 240, is_smooth=False)[0]
     assert image.shape == (240, 240, 3)
     assert image.dtype == np.uint8
     shares = [(image == colour).all(-1).mean() for colour in ((65, 105, 225), (119, 136, 153))]
     assert shares == pytest.approx([math.pi * 15**2 / 512**2, 6300 / 512**2], rel=0.03)
     assert image[int(400 * 240 / 512), int(100 * 240 / 512)].tolist() == [65, 105, 225], "rows are y"
+
+
+def test_small_pictures_are_large_ones_with_less_detail() -> None:
+    """Smooth edges: a picture of 48 pixels is the mean of the pixels of one of 480, but for corners."""
+    states = np.stack([PushTEnv().reset(seed=seed)[0] for seed in range(70)])  # more than are drawn at once
+    small = pictures(states, 24).astype(float)
+    large = pictures(states, 192, is_smooth=False).reshape(70, 24, 8, 24, 8, 3).mean((2, 4))
+    smooth, sharp = (np.abs(drawn - large).mean() for drawn in (small, pictures(states, 24, is_smooth=False)))
+    assert smooth < sharp / 4
 
 
 # --- people's demonstrations --------------------------------------------------------------------------------------
@@ -204,6 +216,20 @@ def test_recorded_keypoints_are_those_of_the_recorded_pose(people: dict[str, np.
     errors = np.abs(keypoints(people["state"][:, 2:]) - people["keypoint"].reshape(-1, 18)).max(1)
     assert np.median(errors) < 1e-3
     assert (errors > 0.05).mean() < 0.01, "a few rows where the recorded points are those of another moment"
+
+
+@pytest.mark.data
+def test_pictures_are_the_recorded_ones(people: dict[str, np.ndarray], shared_data: Path) -> None:
+    """But for the block's shade, its edges and the table's, which are drawn there."""
+    file = shared_data / "pusht" / "pusht_img96.npz"
+    if not file.is_file():
+        pytest.skip(f"needs the real data: {file}")
+    with np.load(file) as arrays:
+        recorded = arrays["img"][::500]
+    difference = np.abs(pictures(people["state"][::500], 96) - recorded.astype(float)).mean((1, 2, 3))
+    assert difference.max() < 3
+    turned = pictures(people["state"][::500] * [1, 1, 1, 1, -1], 96)
+    assert np.median(np.abs(turned - recorded.astype(float)).mean((1, 2, 3))) > 4
 
 
 @pytest.mark.data
@@ -251,6 +277,20 @@ def test_rollouts_show_what_the_data_show(source: PushT) -> None:
     assert rows[-1]["truncated"].all()
 
 
+def test_data_and_rollouts_show_the_same_pictures(folder: Path) -> None:
+    source = PushT(path=folder, observation="pixels", size=24, test_demonstrations=2)
+    rows = source.store.rows(torch.arange(source.store.num_rows))["observation"]
+    assert rows["pixels"].shape == (source.store.num_rows, 3, 24, 24)
+    assert rows["pixels"].dtype == torch.uint8
+    with source.tasks.make("push-t", num_envs=3, seed=1, max_steps=1) as env:
+        out = env.reset()
+    drawn = pictures(out["physics", "qpos"].numpy(), 24)
+    assert torch.equal(out["observation", "pixels"], torch.from_numpy(drawn).movedim(-1, 1))
+    assert set(out["observation"].keys()) == set(rows.keys()) == set(source.spec["observation"].keys())
+    assert set(source.statistics()["mean"].keys()) == {"state", "environment_state", "action"}
+    source.tasks.close()
+
+
 class _Pushes(Policy):
     """Sends the agent through the block's points, which moves it."""
 
@@ -277,10 +317,11 @@ def test_processes_change_nothing_and_the_greatest_coverage_is_told(source: Push
 
 
 def test_entries_are_agent_and_keypoints() -> None:
-    flat = torch.arange(40.0).view(2, 20)
-    found = entries(flat)
-    assert found["state"].tolist() == [[0, 1], [20, 21]]
-    assert torch.equal(found["environment_state"], flat[:, 2:])
+    states = torch.arange(10.0).view(2, 5)
+    found = entries(states)
+    assert set(found) == {"state", "environment_state"}
+    assert found["state"].tolist() == [[0, 1], [5, 6]]
+    np.testing.assert_allclose(found["environment_state"], keypoints(states[:, 2:].numpy()), rtol=1e-6)
 
 
 def test_the_configuration_names_what_the_source_takes(folder: Path, root: Path) -> None:
@@ -302,6 +343,7 @@ def test_the_configuration_names_what_the_source_takes(folder: Path, root: Path)
         ({"test_demonstrations": 8}, "env.test_demonstrations=8"),
         ({"success_coverage": 1.0}, "env.success_coverage=1.0"),
         ({"max_steps": 0}, "env.max_steps=0"),
+        ({"observation": "pixels", "size": 0}, "env.size=0"),
         ({"seed": -1}, "env.seed=-1"),
         ({"labelled_share": 0}, "env.labelled_share=0"),
     ],

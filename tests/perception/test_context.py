@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
 
-from perception.context import ContextEncoder, StateSequence
+from perception.context import ContextEncoder, FlatState, StateSequence
+from perception.image import ResNet18
 from perception.normalize import FittedNorm
+from perception.pixels import PixelEncoder
+from worldmodels.nn.positions import grid_sinusoids
 
 B, T, S, E, C = 3, 5, 4, 7, 8
 SIZES = {"dim": C, "depth": 2, "num_heads": 2, "hidden": 12, "num_tasks": 6}
@@ -71,6 +76,33 @@ def test_tokens_are_those_that_the_data_have() -> None:
     assert ContextEncoder(spec_of(environment_state=Unbounded((E,))), **SIZES).grid == (2,)
 
 
+def test_a_picture_is_the_cells_of_its_map_in_the_place_of_the_scene() -> None:
+    pixels = Bounded(0, 255, (3, 40, 64), dtype=torch.uint8)
+    spec = spec_of(environment_state=Unbounded((E,)), pixels=pixels)
+    picture = functools.partial(ResNet18, has_small_stem=False, has_map=True, has_group_norms=True, width=4)
+    encoder = ContextEncoder(spec, **SIZES, picture=picture)
+    assert encoder.grid == (1 + 2 * 2,)
+    assert list(encoder.norms) == ["state"], "the scene's numbers are not seen, though the data have them"
+    obs = make_obs(B).set("pixels", torch.randint(0, 256, (B, 3, 40, 64), dtype=torch.uint8))
+    cells = encoder.picture.encoder(obs)["tokens"] @ encoder.picture.project.weight.T + encoder.picture.project.bias
+    tokens = torch.cat([encoder.embed["state"](obs["state"])[:, None], cells + grid_sinusoids((2, 2), C)], 1)
+    torch.testing.assert_close(encoder(obs)["tokens"], theirs_of(encoder)(tokens))
+    alone = encoder(obs[:1])["tokens"]
+    torch.testing.assert_close(encoder(obs)["tokens"][:1], alone, msg="group norms know nothing of the batch")
+    both = ContextEncoder(spec, **SIZES, picture=picture, sees=["state", "environment_state", "pixels"])
+    assert both.grid == (2 + 2 * 2,)
+    assert ContextEncoder(spec, **SIZES, sees=["state", "environment_state"]).picture is None
+
+
+def test_targets_hold_no_copy_of_what_states_do_not_go_through() -> None:
+    pixels = Bounded(0, 255, (3, 24, 24), dtype=torch.uint8)
+    spec = spec_of(pixels=pixels, task_index=Categorical(6, shape=(), dtype=torch.int64))
+    encoder = ContextEncoder(spec, **SIZES, picture=functools.partial(PixelEncoder, dim=4))
+    assert encoder.grid == (3,), "an encoder without a map gives one token"
+    kept = {id(parameter) for parameter in StateSequence(encoder, T).parameters()}
+    assert kept == {id(parameter) for name, parameter in encoder.named_parameters() if not name.startswith("picture.")}
+
+
 def test_states_of_a_sequence_have_places_and_the_task_stands_in_front() -> None:
     encoder, obs = make_encoder(is_normalized=False), make_obs(B)
     state, is_valid = torch.randn(B, T, S), torch.arange(T) < torch.tensor([5, 2, 1])[:, None]
@@ -119,6 +151,15 @@ def test_fitted_norms_go_back_and_refuse_nonsense() -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ValueError, match=r"observations have pixels. Use encoder=pixels"):
         ContextEncoder(Composite(observation=Composite(pixels=Unbounded((3, 8, 8)))), **SIZES)
+    shown = spec_of(pixels=Bounded(0, 255, (3, 8, 8), dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"encoder.picture=null: pictures are to be seen"):
+        ContextEncoder(shown, **SIZES)
+    with pytest.raises(ValueError, match=r"encoder.sees=\['state', 'scene'\]: the data have no scene .*'pixels'"):
+        ContextEncoder(shown, **SIZES, sees=["state", "scene"])
+    with pytest.raises(ValueError, match=r"encoder=context needs observation/state in the data, and must see it"):
+        ContextEncoder(shown, **SIZES, sees=["pixels"])
+    with pytest.raises(ValueError, match=r"flat_state sees no pictures.*Use encoder=context"):
+        FlatState(shown)
     with pytest.raises(ValueError, match=r"num_tasks=6: the data have 9 tasks"):
         ContextEncoder(spec_of(task_index=Categorical(9, shape=(), dtype=torch.int64)), **SIZES)
     with pytest.raises(ValueError, match="keep must be None"):

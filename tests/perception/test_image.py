@@ -174,3 +174,17 @@ def test_bad_input_is_named():
     for encoder in (resnet(), FlatPixels(spec())):
         with pytest.raises(ValueError, match="keep must be None"):
             encoder(pictures(), torch.zeros(5, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("has_small_stem", "grid"), [(True, (2, 3)), (False, (1, 1))])
+def test_cells_of_the_last_map_are_tokens_row_by_row(has_small_stem, grid):
+    encoder, obs = resnet(has_small_stem=has_small_stem, has_map=True, has_group_norms=True), pictures()
+    assert encoder.grid == grid
+    out = encoder(obs)
+    assert out["tokens"].shape == (5, math.prod(grid), encoder.dim)
+    torch.testing.assert_close(out["pooled"], out["tokens"].mean(1))
+    changed = obs.clone()
+    changed["pixels"][:, :, 8:12, 16:20] = 255 - changed["pixels"][:, :, 8:12, 16:20]  # where cell (1, 2) looks first
+    change = (encoder(changed)["tokens"] - out["tokens"]).norm(dim=(0, 2))
+    assert change.argmax() == math.prod(grid) - 1
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
