@@ -19,6 +19,8 @@ SOURCES := worldmodels agents envs perception benchmarks tests
 MUJOCO_GL ?= $(shell $(PYTHON) -c 'import ctypes; ctypes.CDLL("libEGL.so.1")' 2>/dev/null && echo egl || echo disabled)
 export MUJOCO_GL
 export RL_WARNINGS ?= 0
+# Where it is set, every process would compile all that it imports anew: 40 s of a core each
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run test lint format bench clean help
 
