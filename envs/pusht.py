@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +68,7 @@ class PushT(Demonstrations):
         self,
         *,
         path: str | os.PathLike[str] | None,
-        observation: Literal["state", "pixels"] = "state",
+        observation: str = STATE,
         size: int = 96,
         demonstrations: int | None = None,
         test_demonstrations: int = 16,
@@ -80,6 +80,8 @@ class PushT(Demonstrations):
     ) -> None:
         if not 0 < success_coverage < 1:
             raise ValueError(f"env.success_coverage={success_coverage} must be a share between 0 and 1")
+        if observation not in (STATE, PIXELS):
+            raise ValueError(f"env.observation={observation}: policies see the {STATE}, or {PIXELS}")
         if max_steps < 1 or seed < 0 or size < 1:
             raise ValueError(
                 f"env.max_steps={max_steps}, env.size={size}, env.seed={seed}: at least 1, 1, and not negative"

@@ -344,6 +344,7 @@ def test_the_configuration_names_what_the_source_takes(folder: Path, root: Path)
         ({"success_coverage": 1.0}, "env.success_coverage=1.0"),
         ({"max_steps": 0}, "env.max_steps=0"),
         ({"observation": "pixels", "size": 0}, "env.size=0"),
+        ({"observation": "picture"}, "env.observation=picture: policies see the state, or pixels"),
         ({"seed": -1}, "env.seed=-1"),
         ({"labelled_share": 0}, "env.labelled_share=0"),
     ],
